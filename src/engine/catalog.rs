@@ -1,0 +1,298 @@
+//! What an operator configured, resolved and checked: providers, models, levels, tiers, prices.
+//!
+//! A catalog is immutable. A reload builds a new one beside it and swaps; a request keeps the one it began with. What must
+//! outlive a swap (health, measured latency, cooldowns) hangs on shared [`TargetState`](super::health::TargetState)s that
+//! [`Catalog::adopt`] carries over by name.
+
+use super::dialect::Endpoint;
+use super::health::{ProviderState, TargetState};
+use super::money::{Factor, Credits};
+use super::price::Price;
+use super::provider::Kind;
+use rustc_hash::FxHashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Everything `routing.toml` and `prices.toml` say.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    /// Providers by name.
+    pub providers: FxHashMap<Arc<str>, Arc<Provider>>,
+    /// Models by the name callers use.
+    pub models: FxHashMap<Arc<str>, Arc<Model>>,
+    /// Levels by name (`eco`, `balanced`, `precision`, or others an operator adds).
+    pub levels: FxHashMap<Arc<str>, Arc<Level>>,
+    /// Tiers by name.
+    pub tiers: FxHashMap<Arc<str>, Arc<Tier>>,
+    /// Prices by `provider/model`.
+    pub prices: FxHashMap<Arc<str>, Arc<Price>>,
+    /// How often and how long to retry.
+    pub retry: Retry,
+    /// Rules for names nobody configured.
+    pub routing: Routing,
+}
+
+/// A configured provider: where it is and how to treat it.
+#[derive(Debug)]
+pub struct Provider {
+    /// The table's name in `routing.toml`.
+    pub name: Arc<str>,
+    /// Which API it speaks.
+    pub kind: Kind,
+    /// Where it is reached.
+    pub base: BaseUrl,
+    /// Account id (Cloudflare), resource (Azure).
+    pub account: Option<Box<str>>,
+    /// API version query (Azure).
+    pub api_version: Option<Box<str>>,
+    /// The platform's key; `None`: the platform has none here (Ollama, vLLM without a key, or users' keys only).
+    pub key: Option<SecretRef>,
+    /// Lower is asked first.
+    pub priority: u32,
+    /// How long each phase may take.
+    pub timeouts: Timeouts,
+    /// What to do upstream when the client goes away.
+    pub on_disconnect: OnDisconnect,
+    /// Comment heartbeats to the client while the upstream is silent.
+    pub heartbeat: Option<Duration>,
+    /// Requests at the same time; `None`: no bound but the process's.
+    pub max_concurrent: Option<u32>,
+    /// Active probe interval; `None`: passive only.
+    pub probe: Option<Duration>,
+    /// PEM file with the authorities to trust for this provider instead of the system's.
+    pub ca: Option<Box<str>>,
+    /// HTTP/2 is offered by ALPN (TLS only).
+    pub http2: bool,
+    /// Whether the platform pays when a user's own key is refused.
+    pub byok_falls_to_platform: bool,
+    /// Live state shared by all of its targets; outlives reloads.
+    pub state: Arc<ProviderState>,
+}
+
+/// A parsed base URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseUrl {
+    /// TLS or plain.
+    pub tls: bool,
+    /// Host name or address, without brackets.
+    pub host: Box<str>,
+    /// Port, explicit or the scheme's.
+    pub port: u16,
+    /// Path without a trailing slash (`""` or `/v1`).
+    pub path: Box<str>,
+}
+
+/// Where a secret is kept; never the secret.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum SecretRef {
+    /// An environment variable.
+    Env(Box<str>),
+    /// A file whose trimmed content is the secret.
+    File(Box<str>),
+    /// A name in the vault.
+    Vault(Box<str>),
+}
+
+/// Phase timeouts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP and TLS.
+    pub connect: Duration,
+    /// Request written to first event (or whole answer's first byte).
+    pub first_event: Duration,
+    /// Between two events or body reads.
+    pub between_events: Duration,
+    /// The whole exchange.
+    pub total: Duration,
+}
+
+/// What happens upstream when the client goes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnDisconnect {
+    /// Close at once; the account takes what was generated so far.
+    #[default]
+    Cancel,
+    /// Read on (bounded by the total timeout) for the exact usage.
+    Drain,
+}
+
+/// A model as callers name it.
+#[derive(Debug)]
+pub struct Model {
+    /// The callers' name.
+    pub name: Arc<str>,
+    /// Who can serve it.
+    pub targets: Vec<Arc<Target>>,
+    /// Other models, once the targets are used up (resolved names).
+    pub fallback: Vec<Arc<str>>,
+    /// The lowest tier rank that may use it, and that tier's name for the refusal.
+    pub min_tier: Option<(u32, Arc<str>)>,
+    /// Tokens of prompt and answer together.
+    pub context_window: Option<u64>,
+    /// Tokens of an answer at most.
+    pub max_output: Option<u64>,
+    /// What it can do; `None`: not stated, everything passes.
+    pub can: Option<Capabilities>,
+    /// Order inside a priority group.
+    pub strategy: Strategy,
+    /// Requests with the same prefix prefer the target that served it, unless its latency is worse by this percentage.
+    pub stick: Option<u32>,
+    /// Ask the next target as well when the first event is later than the usual p95.
+    pub hedge: bool,
+}
+
+/// One provider's model behind a callers' name.
+#[derive(Debug)]
+pub struct Target {
+    /// The provider.
+    pub provider: Arc<Provider>,
+    /// The callers' name of the model (for an inferred target: what was asked).
+    pub model: Arc<str>,
+    /// The provider's name of the model.
+    pub upstream_model: Arc<str>,
+    /// Share inside its priority group.
+    pub weight: u32,
+    /// What it costs.
+    pub price: TargetPrice,
+    /// The name is in the configuration (its metric label is the name, else `other`).
+    pub configured: bool,
+    /// Health and measurements; outlives reloads.
+    pub state: Arc<TargetState>,
+}
+
+/// What a target costs.
+#[derive(Debug, Clone)]
+pub enum TargetPrice {
+    /// By the table.
+    Priced(Arc<Price>),
+    /// Nothing, on purpose.
+    Free,
+    /// Unknown, on purpose: only keys without a budget may use it.
+    Unpriced,
+}
+
+/// Order inside a priority group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Strategy {
+    /// By weight, drawn.
+    #[default]
+    WeightedRandom,
+    /// Least measured time to first event.
+    LeastLatency,
+    /// Least blended price.
+    LeastCost,
+    /// Fewest requests in flight.
+    LeastBusy,
+}
+
+/// A set of capabilities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities(pub u8);
+
+impl Capabilities {
+    /// Streams.
+    pub const STREAM: Capabilities = Capabilities(1);
+    /// Calls tools.
+    pub const TOOLS: Capabilities = Capabilities(2);
+    /// Sees images.
+    pub const VISION: Capabilities = Capabilities(4);
+    /// Answers in JSON when told to.
+    pub const JSON: Capabilities = Capabilities(8);
+
+    /// Both sets.
+    pub const fn with(self, other: Capabilities) -> Capabilities {
+        Capabilities(self.0 | other.0)
+    }
+
+    /// Everything in `needs` is in `self`.
+    pub const fn covers(self, needs: Capabilities) -> bool {
+        needs.0 & !self.0 == 0
+    }
+}
+
+/// A power level: a list of models and limits on them.
+#[derive(Debug)]
+pub struct Level {
+    /// `eco`, `balanced`, `precision`.
+    pub name: Arc<str>,
+    /// Model names in order of preference.
+    pub models: Vec<Arc<str>>,
+    /// The charge is cost times this.
+    pub cost_multiplier: Factor,
+    /// Pico-dollars per million tokens, blended (3 parts input, 1 part output), at most.
+    pub max_cost_per_1m: Option<super::money::Usd>,
+    /// Measured median time to first event at most.
+    pub max_latency: Option<Duration>,
+    /// Output cap lowered or set to this.
+    pub max_output: Option<u64>,
+    /// `false`: the first target alone, once.
+    pub fallback: bool,
+    /// Task types (`X-Task-Type`) with their own order of models.
+    pub tasks: FxHashMap<Box<str>, Vec<Arc<str>>>,
+}
+
+/// What a caller's subscription opens.
+#[derive(Debug)]
+pub struct Tier {
+    /// The table's name.
+    pub name: Arc<str>,
+    /// Higher opens more.
+    pub rank: u32,
+    /// Charge factor on top: 0.6 means times 1.6.
+    pub markup: Factor,
+    /// Levels it opens; `None`: all.
+    pub levels: Option<Vec<Arc<str>>>,
+    /// Models it opens; `None`: all its rank reaches.
+    pub models: Option<Vec<Arc<str>>>,
+    /// May bring own provider keys.
+    pub byok: bool,
+    /// Credits charged per request served with the caller's own key.
+    pub byok_fee: Credits,
+    /// May set own base URLs.
+    pub own_base_url: bool,
+    /// Rate limits.
+    pub limits: super::limit::Limits,
+    /// Credits an account may be charged in a calendar month (UTC).
+    pub monthly_cap: Option<Credits>,
+}
+
+/// Attempts and cooldown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// Attempts per request at most.
+    pub max_attempts: u32,
+    /// Cooldown after a failure.
+    pub cooldown: Duration,
+    /// Failures in a row until the longer cooldown.
+    pub cooldown_failures: u32,
+    /// The longer cooldown.
+    pub cooldown_long: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Retry {
+        Retry { max_attempts: 3, cooldown: Duration::from_secs(60), cooldown_failures: 3, cooldown_long: Duration::from_secs(300) }
+    }
+}
+
+/// Rules for what is not spelled out.
+#[derive(Debug, Clone)]
+pub struct Routing {
+    /// Infer a provider from a name nobody configured.
+    pub infer: bool,
+    /// The tier of a key that names none.
+    pub default_tier: Option<Arc<str>>,
+}
+
+impl Default for Routing {
+    fn default() -> Routing {
+        Routing { infer: true, default_tier: None }
+    }
+}
+
+impl Provider {
+    /// Whether this provider speaks the endpoint's dialect.
+    pub fn speaks(&self, endpoint: Endpoint) -> bool {
+        super::provider::spec(self.kind).speaks(endpoint)
+    }
+}
