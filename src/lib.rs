@@ -1,1 +1,3 @@
-//! x
+//! weir: an LLM gateway at the edge.
+pub mod engine;
+pub mod config;

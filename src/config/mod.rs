@@ -1,0 +1,4 @@
+//! Floor 1: configuration files.
+pub mod prices;
+pub mod problem;
+pub mod routing;

@@ -1,0 +1,1 @@
+//! `prices.toml`: text in, prices or problems out.

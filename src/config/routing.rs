@@ -1,0 +1,1 @@
+//! `routing.toml`: text in, a catalog or problems out.

@@ -1,0 +1,1 @@
+//! Balances in memory: a reservation is consumed by settle or release, by value.
