@@ -1,3 +1,5 @@
 //! weir: an LLM gateway at the edge.
 pub mod engine;
 pub mod config;
+#[cfg(feature = "gateway")]
+pub mod store;

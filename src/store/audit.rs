@@ -1,0 +1,4 @@
+//! The audit log.
+
+/// Tables of this part.
+pub const TABLES: &str = "";

@@ -1,0 +1,4 @@
+//! Callers' keys.
+
+/// Tables of this part.
+pub const TABLES: &str = "";

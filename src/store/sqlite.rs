@@ -1,0 +1,186 @@
+//! Opening the SQLite file, its schema, and the one writer.
+//!
+//! Every part keeps its tables in a const of its own; a schema version is a list of such consts, run in one transaction,
+//! and `user_version` says how many versions a file has. A version that was released is never edited: add another one.
+
+use super::{Error, Result, audit, keys, vault};
+use parking_lot::Mutex;
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a writer waits for another process's write transaction. Ours take milliseconds; a backup may take seconds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The change log that servers follow.
+const CHANGES: &str = "
+CREATE TABLE changes (
+    seq   INTEGER PRIMARY KEY AUTOINCREMENT,
+    topic INTEGER NOT NULL,
+    id    TEXT NOT NULL
+);
+";
+
+/// The schema, version by version.
+const MIGRATIONS: &[&[&str]] = &[&[CHANGES, keys::TABLES, vault::TABLES, audit::TABLES]];
+
+/// The store. Cheap to clone; the file is closed with the last clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// The file, or `None` in memory.
+    path: Option<PathBuf>,
+    /// The one writer of this process: SQLite has one anyway, and waiting here is fairer than its busy loop.
+    writer: Mutex<Connection>,
+    /// A read connection beside it, so that polling never waits for a write. In memory there is only the writer.
+    reader: Option<Mutex<Connection>>,
+}
+
+impl Store {
+    /// Opens `sqlite:PATH` (made with its folder when missing, readable by the owner only) or `sqlite::memory:`, and brings
+    /// its schema up to date.
+    pub fn open(url: &str) -> Result<Store> {
+        if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+            return Err(Error::Url("store.url: postgres is not built yet: use \"sqlite:PATH\"".into()));
+        }
+        match url.strip_prefix("sqlite:") {
+            Some(":memory:") => Store::in_memory(),
+            Some(path) if !path.is_empty() => Store::open_file(Path::new(path)),
+            // The URL itself is not repeated: it could hold a password.
+            _ => Err(Error::Url("store.url: expected \"sqlite:PATH\"".into())),
+        }
+    }
+
+    /// A throw-away store in this process's memory, for `weir demo` and tests.
+    pub fn in_memory() -> Result<Store> {
+        let mut writer = Connection::open_in_memory()?;
+        configure(&writer)?;
+        migrate(&mut writer)?;
+        Ok(Store { inner: Arc::new(Inner { path: None, writer: Mutex::new(writer), reader: None }) })
+    }
+
+    fn open_file(path: &Path) -> Result<Store> {
+        create_private(path).map_err(|error| Error::Io(path.to_owned(), error))?;
+        let mut writer = Connection::open(path)?;
+        configure(&writer)?;
+        migrate(&mut writer)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let reader = Connection::open_with_flags(path, flags)?;
+        reader.busy_timeout(BUSY_TIMEOUT)?;
+        Ok(Store { inner: Arc::new(Inner { path: Some(path.to_owned()), writer: Mutex::new(writer), reader: Some(Mutex::new(reader)) }) })
+    }
+
+    /// The file; `None` for a store in memory. Files that belong to it (the journal) live beside it.
+    pub fn path(&self) -> Option<&Path> {
+        self.inner.path.as_deref()
+    }
+
+    /// Runs `work` in a write transaction: committed when it returns `Ok`, rolled back otherwise. Blocking.
+    pub fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let mut writer = self.inner.writer.lock();
+        // Immediate: a transaction that reads first and then finds another writer before it would fail without a retry.
+        let tx = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let value = work(&tx)?;
+        tx.commit()?;
+        Ok(value)
+    }
+
+    /// Runs `work` on a connection that sees everything committed. Blocking; do not write through it.
+    pub fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        work(&self.inner.reader.as_ref().unwrap_or(&self.inner.writer).lock())
+    }
+
+    /// Runs blocking `work` off the async threads. Not cancelled when the future is dropped: the work runs to its end.
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Store) -> Result<T> + Send + 'static) -> Result<T> {
+        let store = self.clone();
+        tokio::task::spawn_blocking(move || work(&store)).await.map_err(|_| Error::Task)?
+    }
+}
+
+fn configure(connection: &Connection) -> Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    // WAL: readers and the writer do not wait for each other. NORMAL: a power cut may lose the last commits, never the file;
+    // what must survive is in the journal first. A store in memory answers "memory" here, which is fine.
+    connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;")?;
+    // Deleted sealed keys are overwritten, not just unlinked.
+    connection.query_row("PRAGMA secure_delete = ON", [], |_| Ok(()))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+fn migrate(connection: &mut Connection) -> Result<()> {
+    let known = u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX);
+    // Immediate, so that two processes starting at once do not both migrate.
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found: u32 = tx.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if found > known {
+        return Err(Error::Newer { found, known });
+    }
+    for version in &MIGRATIONS[found as usize..] {
+        for part in *version {
+            tx.execute_batch(part)?;
+        }
+    }
+    tx.execute_batch(&format!("PRAGMA user_version = {known}"))?;
+    tx.commit()?;
+    Ok(())
+}
+
+/// Makes the file (and its folder) readable by its owner alone before SQLite opens it; SQLite gives `-wal` and `-shm` the same mode.
+fn create_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_that_cannot_be_opened_say_why() {
+        for (url, expected) in [("postgres://u:hunter2@h/db", "not built yet"), ("mysql:x", "sqlite:PATH"), ("sqlite:", "sqlite:PATH")] {
+            let message = Store::open(url).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+            assert!(!message.contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn opening_twice_keeps_the_data_and_the_mode_is_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}/var/weir.db", folder.path().display());
+        Store::open(&url).unwrap().write(|tx| super::super::changed(tx, super::super::Topic::Key, "k")).unwrap();
+        let again = Store::open(&url).unwrap();
+        assert_eq!(again.read(super::super::mark).unwrap(), 1);
+        assert_eq!(std::fs::metadata(again.path().unwrap()).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_newer_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}/weir.db", folder.path().display());
+        drop(Store::open(&url).unwrap());
+        Connection::open(folder.path().join("weir.db")).unwrap().execute_batch("PRAGMA user_version = 9999").unwrap();
+        assert!(matches!(Store::open(&url), Err(Error::Newer { found: 9999, .. })));
+    }
+
+    #[test]
+    fn another_process_sees_a_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}/weir.db", folder.path().display());
+        let (one, two) = (Store::open(&url).unwrap(), Store::open(&url).unwrap());
+        one.write(|tx| super::super::changed(tx, super::super::Topic::Key, "k")).unwrap();
+        assert!(matches!(two.changes_since(0).unwrap(), super::super::Changes::Rows { rows, until: 1 } if rows.len() == 1));
+    }
+}

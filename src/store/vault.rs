@@ -1,0 +1,4 @@
+//! The vault.
+
+/// Tables of this part.
+pub const TABLES: &str = "";
