@@ -2,3 +2,4 @@
 pub mod prices;
 pub mod problem;
 pub mod routing;
+pub mod walk;
