@@ -2,4 +2,6 @@
 pub mod engine;
 pub mod config;
 #[cfg(feature = "gateway")]
+pub mod cli;
+#[cfg(feature = "gateway")]
 pub mod store;

@@ -5,6 +5,8 @@
 //! keeps fresh. Whoever changes a row that a running server mirrors calls [`changed`] in the same transaction.
 
 pub mod audit;
+pub mod callers;
+pub mod follow;
 pub mod keys;
 pub mod scan;
 pub mod secret;
@@ -153,7 +155,8 @@ fn changes_since(connection: &Connection, since: i64) -> Result<Changes> {
         }
     }
     // AUTOINCREMENT leaves no gaps but for rows that were pruned (a rolled back transaction rolls the sequence back too).
-    if count < until - since { Ok(Changes::Lost { until }) } else { Ok(Changes::Rows { rows, until }) }
+    // A mark behind ours: the file was replaced by an older one.
+    if until < since || count < until - since { Ok(Changes::Lost { until }) } else { Ok(Changes::Rows { rows, until }) }
 }
 
 impl Store {

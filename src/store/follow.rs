@@ -1,0 +1,146 @@
+//! Keeping maps in memory fresh: one thread that asks the store what changed, four times a second.
+//!
+//! A thread of its own, not a task: a revoked key must stop within a second however busy the async threads are.
+
+use super::{Changes, POLL_INTERVAL, Result, Store, Topic, mark, now_ms};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+
+/// A failing poll is logged at the first failure and then at every so many (a minute's worth).
+const LOG_EVERY: u32 = 240;
+
+/// Something in memory that mirrors rows of the store.
+pub trait Mirror: Send + Sync {
+    /// The rows it mirrors.
+    fn topic(&self) -> Topic;
+    /// Loads everything; forgets what the store no longer has. Blocking.
+    fn reload(&self, store: &Store) -> Result<()>;
+    /// Loads one changed row. Blocking.
+    fn refresh(&self, store: &Store, id: &str) -> Result<()>;
+    /// Called after every poll, for what goes the other way (times of last use). Decides by the clock whether it is due.
+    fn tick(&self, _store: &Store, _now_ms: u64) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The thread; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Follower {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Follower {
+    /// Loads every mirror, then follows. Blocking until everything is loaded.
+    pub fn start(store: Store, mirrors: Vec<Arc<dyn Mirror>>) -> Result<Follower> {
+        // The mark first: what changes while we load is read again.
+        let mut since = store.read(mark)?;
+        for mirror in &mirrors {
+            mirror.reload(&store)?;
+        }
+        let (stop, stopped) = channel();
+        let run = move || {
+            let mut failures = 0u32;
+            loop {
+                let last = match stopped.recv_timeout(POLL_INTERVAL) {
+                    Err(RecvTimeoutError::Timeout) => false,
+                    Ok(()) | Err(RecvTimeoutError::Disconnected) => true,
+                };
+                match poll(&store, &mirrors, since) {
+                    Ok(until) => (since, failures) = (until, 0),
+                    Err(error) => {
+                        if failures.is_multiple_of(LOG_EVERY) {
+                            log::error!("cannot follow changes in the store (revoked keys keep working): {error}");
+                        }
+                        failures = failures.saturating_add(1);
+                    }
+                }
+                if last {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("weir-store".into()).spawn(run);
+        let thread = thread.map_err(|error| super::Error::Io("thread weir-store".into(), error))?;
+        Ok(Follower { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panicked thread has nothing left to wait for.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One poll; the new mark. A mirror that fails is asked again at the next poll, with everything after the old mark.
+fn poll(store: &Store, mirrors: &[Arc<dyn Mirror>], since: i64) -> Result<i64> {
+    let until = match store.changes_since(since)? {
+        Changes::Rows { rows, until } => {
+            for change in rows {
+                for mirror in mirrors.iter().filter(|mirror| mirror.topic() == change.topic) {
+                    mirror.refresh(store, &change.id)?;
+                }
+            }
+            until
+        }
+        Changes::Lost { until } => {
+            for mirror in mirrors {
+                mirror.reload(store)?;
+            }
+            until
+        }
+    };
+    let now_ms = now_ms();
+    for mirror in mirrors {
+        mirror.tick(store, now_ms)?;
+    }
+    Ok(until)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parking_lot::Mutex;
+
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<String>>);
+
+    impl Mirror for Seen {
+        fn topic(&self) -> Topic {
+            Topic::Key
+        }
+        fn reload(&self, _: &Store) -> Result<()> {
+            self.0.lock().push("all".into());
+            Ok(())
+        }
+        fn refresh(&self, _: &Store, id: &str) -> Result<()> {
+            self.0.lock().push(id.into());
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_mirror_sees_its_own_topic() {
+        let store = Store::in_memory().unwrap();
+        let seen = Arc::new(Seen::default());
+        let mirrors: Vec<Arc<dyn Mirror>> = vec![seen.clone()];
+        let follower = Follower::start(store.clone(), mirrors.clone()).unwrap();
+        store
+            .write(|tx| {
+                super::super::changed(tx, Topic::Account, "a")?;
+                super::super::changed(tx, Topic::Key, "k")
+            })
+            .unwrap();
+        // The drop polls a last time, so nothing has to be waited for.
+        drop(follower);
+        assert_eq!(*seen.0.lock(), ["all", "k"]);
+        store.write(|tx| Ok(tx.execute("DELETE FROM changes", [])?)).unwrap();
+        assert_eq!(poll(&store, &mirrors, 0).unwrap(), 2);
+        assert_eq!(*seen.0.lock(), ["all", "k", "all"]);
+    }
+}
