@@ -108,3 +108,23 @@ fn heap(vocabulary: &Vocabulary, piece: &[u8], mut token: impl FnMut(&[u8])) {
         start = stop;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Encoding, tests::vectors};
+    use super::*;
+
+    #[test]
+    fn both_ways_take_the_same_joins() {
+        for (text, _, _) in vectors() {
+            for piece in text.as_bytes().chunks(MAX_SCANNED_BYTES) {
+                for encoding in [Encoding::O200k, Encoding::Cl100k] {
+                    let (mut scanned, mut heaped) = (Vec::new(), Vec::new());
+                    scan(Vocabulary::of(encoding), piece, |token| scanned.push(token.to_vec()));
+                    heap(Vocabulary::of(encoding), piece, |token| heaped.push(token.to_vec()));
+                    assert_eq!(scanned, heaped);
+                }
+            }
+        }
+    }
+}

@@ -42,6 +42,7 @@ pub fn count(family: Family, text: &str) -> u64 {
 /// the first request.
 pub fn load(encoding: Encoding) {
     Vocabulary::of(encoding);
+    split::prepare(encoding);
 }
 
 /// Whether the vocabulary is in memory; [`count`] loads it on first use.

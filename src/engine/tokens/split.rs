@@ -53,6 +53,11 @@ impl Splitter {
     }
 }
 
+/// Compiles the pattern if that was not done yet: a few milliseconds.
+pub(super) fn prepare(encoding: Encoding) {
+    Splitter::of(encoding);
+}
+
 /// Calls `piece` with each piece of a text, in order. Together they are the whole text: every character is in one of the pattern's classes.
 pub(super) fn each_piece<'t>(encoding: Encoding, text: &'t str, mut piece: impl FnMut(&'t str)) {
     let Some(splitter) = Splitter::of(encoding) else { return piece(text) };

@@ -59,8 +59,14 @@ impl Stream {
         self.family.corrected(self.counted + open)
     }
 
+    /// Memory held for text.
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        self.text.capacity()
+    }
+
     /// Counts and drops what can no longer change.
-    fn scan(&mut self) {
+    pub(super) fn scan(&mut self) {
         let whole_bytes = self.make_valid();
         let text = str::from_utf8(&self.text[..whole_bytes]).unwrap_or_default();
         let vocabulary = Vocabulary::of(self.family.encoding);
