@@ -253,7 +253,7 @@ pub(crate) fn number(text: &str, decimals: u32) -> Option<(i128, bool)> {
     }
     let digits = whole.bytes().chain(fraction.bytes()).fold(0i128, |sum, byte| sum * 10 + i128::from(byte - b'0'));
     let shift = exponent.checked_sub(fraction.len() as i32)?.checked_add(decimals as i32)?;
-    let (amount, exact) = match u32::try_from(shift.unsigned_abs()).ok()? {
+    let (amount, exact) = match shift.unsigned_abs() {
         _ if digits == 0 => (0, true),
         up if shift >= 0 => (digits.checked_mul(10i128.checked_pow(up)?)?, true),
         down => match 10i128.checked_pow(down) {
