@@ -80,7 +80,7 @@ impl Explanation {
             provider: target.provider.name.to_string(),
             upstream_model: target.upstream_model.to_string(),
             payer: if own { "own" } else { "platform" },
-            priority: target.provider.priority,
+            priority: target.priority,
             weight: target.weight,
             state: match due_ms {
                 0 => "healthy",

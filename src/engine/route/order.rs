@@ -37,7 +37,7 @@ fn group(candidate: &Candidate<'_>) -> u64 {
     if candidate.due_ms != 0 {
         return u64::MAX;
     }
-    u64::from(candidate.position) << 33 | u64::from(candidate.own.is_none()) << 32 | u64::from(candidate.target.provider.priority)
+    u64::from(candidate.position) << 33 | u64::from(candidate.own.is_none()) << 32 | u64::from(candidate.target.priority)
 }
 
 /// The rank inside the group; lower is asked first.

@@ -106,6 +106,7 @@ fn make_targets(catalog: &Catalog, asked: &str, kind: Kind, upstream: &str, room
             provider: Arc::clone(provider),
             model: Arc::clone(&model),
             upstream_model: Arc::clone(&upstream),
+            priority: provider.priority,
             weight: 1,
             price: price.map_or(TargetPrice::Unpriced, |price| TargetPrice::Priced(Arc::clone(price))),
             configured: false,
