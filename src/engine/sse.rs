@@ -104,9 +104,14 @@ impl Decoder {
         self.close(b"")
     }
 
-    /// Whether the bytes so far end inside a block.
-    pub fn is_inside(&self) -> bool {
-        !self.closed && self.carried_bytes > 0
+    /// Keeps `chunk` without looking for events: a body that is no event stream, bounded like an event.
+    pub fn absorb(&mut self, chunk: &[u8]) {
+        self.keep(chunk);
+    }
+
+    /// What was absorbed, and whether its middle is missing.
+    pub fn absorbed(&self) -> (&[u8], bool) {
+        (&self.carry, self.carried_bytes > MAX_EVENT_BYTES)
     }
 
     /// Forgets the block the last call closed.
@@ -270,7 +275,12 @@ mod tests {
                 let mut at = 0;
                 while let Some(block) = decoder.next(chunk, &mut at) {
                     let event = block.expect("both blocks have data");
-                    seen.push((event.truncated, event.name.to_vec(), event.data.starts_with(b"{\"type\":\"big\""), event.data.ends_with(b"\"usage\":{}}")));
+                    seen.push((
+                        event.truncated,
+                        event.name.to_vec(),
+                        event.data.starts_with(b"{\"type\":\"big\""),
+                        event.data.ends_with(b"\"usage\":{}}"),
+                    ));
                     assert!(event.data.len() <= MAX_EVENT_BYTES + size.min(4096), "held {}", event.data.len());
                 }
             }

@@ -1,7 +1,7 @@
 //! The wire formats: which paths they have, where their usage, errors and end marks stand. One file per format.
 //!
-//! Reading goes through [`event`] and [`answer`] into a [`reading::Reading`]; [`upstream_error`] reads the body of a refusal; [`error_event`]
-//! and [`error_body`] write our own.
+//! Reading goes through [`event`] and [`answer`] into a [`reading::Reading`]; [`upstream_error`] reads the body of an upstream's no.
+//! [`error_event`] writes the end of a stream that breaks; what is refused before is written by [`refusal`](super::refusal).
 
 pub mod anthropic;
 pub mod openai_audio;
@@ -59,8 +59,16 @@ pub enum Dialect {
 impl Endpoint {
     /// Every endpoint.
     pub const ALL: [Endpoint; 11] = [
-        Endpoint::ChatCompletions, Endpoint::Completions, Endpoint::Responses, Endpoint::Embeddings, Endpoint::Moderations,
-        Endpoint::Images, Endpoint::Speech, Endpoint::Transcriptions, Endpoint::Translations, Endpoint::Messages,
+        Endpoint::ChatCompletions,
+        Endpoint::Completions,
+        Endpoint::Responses,
+        Endpoint::Embeddings,
+        Endpoint::Moderations,
+        Endpoint::Images,
+        Endpoint::Speech,
+        Endpoint::Transcriptions,
+        Endpoint::Translations,
+        Endpoint::Messages,
         Endpoint::CountTokens,
     ];
 
@@ -121,7 +129,7 @@ pub fn event(event: &Event<'_>, reading: &mut Reading) -> Seen {
     }
     reading.begin_event();
     if truncated {
-        truncated_event(name, data, reading);
+        usage_at_end(name, data, reading);
         reading.end_event();
         return Seen::Event;
     }
@@ -156,8 +164,19 @@ pub fn answer(body: &[u8], reading: &mut Reading) -> bool {
     readable
 }
 
-/// What a too long event still tells: its type at the start, its usage at the end.
-fn truncated_event(name: &[u8], data: &[u8], reading: &mut Reading) {
+/// Reads what was kept of a body that was passed on: all of it, or (`true`) its start and end.
+pub fn kept_answer((body, truncated): (&[u8], bool), reading: &mut Reading) {
+    if truncated {
+        reading.begin_event();
+        usage_at_end(b"", body, reading);
+        reading.end_event();
+    } else {
+        answer(body, reading);
+    }
+}
+
+/// What a too long event or body still tells: its type at the start, its usage at the end.
+fn usage_at_end(name: &[u8], data: &[u8], reading: &mut Reading) {
     let mut kind = name;
     Scan::new(data).object(|key, scan| {
         if key == b"type" {
@@ -172,7 +191,9 @@ fn truncated_event(name: &[u8], data: &[u8], reading: &mut Reading) {
         if scan.here() == Some(b'{') {
             match reading.endpoint.dialect() {
                 Dialect::OpenAi => reading.usage_here(&mut scan),
-                Dialect::Anthropic => reading.cumulative_usage_here(&mut scan, Final::No),
+                Dialect::Anthropic => {
+                    reading.cumulative_usage_here(&mut scan, if reading.is_whole_answer() { Final::Yes } else { Final::No })
+                }
             }
             return;
         }
@@ -239,65 +260,32 @@ fn json_error(body: &[u8], at_top: AtTop) -> Option<UpstreamError> {
     reading.error.or_else(|| top.then(|| fields.into_error()))
 }
 
-/// Writes the event that ends a stream early. No normal end mark may follow it.
+/// Writes the event that ends a running stream of `endpoint`; no end mark may follow it, so that client libraries raise.
 ///
-/// For responses the error stands at the top, as the API has it, and under `error`, which is what makes OpenAI's libraries raise.
-pub fn error_event(dialect: Dialect, endpoint: Endpoint, kind: &str, code: Option<&str>, message: &str, out: &mut Vec<u8>) {
-    match dialect {
-        Dialect::OpenAi if endpoint == Endpoint::Responses => {
-            out.extend_from_slice(b"event: error\ndata: {\"type\":\"error\",\"code\":");
-            write_code(code, out);
-            out.extend_from_slice(b",\"message\":");
-            write_string(message, out);
-            out.extend_from_slice(b",\"param\":null,\"error\":");
-            write_error_object(dialect, kind, code, message, out);
-            out.push(b'}');
+/// Responses have the error's fields at the top; the `error` object beside them is what OpenAI's libraries raise on (openai-python
+/// `_streaming.py`, openai-node `core/streaming.ts`).
+pub fn error_event(endpoint: Endpoint, kind: &str, code: &str, message: &str, out: &mut Vec<u8>) {
+    let field = |name: &str, value: &str, out: &mut Vec<u8>| {
+        out.extend_from_slice(name.as_bytes());
+        write_string(value, out);
+    };
+    match endpoint {
+        Endpoint::Messages | Endpoint::CountTokens => {
+            field("event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":", kind, out);
+            field(",\"message\":", message, out);
         }
-        Dialect::OpenAi => {
-            out.extend_from_slice(b"data: ");
-            error_body(dialect, kind, code, message, out);
-        }
-        Dialect::Anthropic => {
-            out.extend_from_slice(b"event: error\ndata: ");
-            error_body(dialect, kind, code, message, out);
-        }
-    }
-    out.extend_from_slice(b"\n\n");
-}
-
-/// Writes the body of a refusal.
-pub fn error_body(dialect: Dialect, kind: &str, code: Option<&str>, message: &str, out: &mut Vec<u8>) {
-    out.extend_from_slice(match dialect {
-        Dialect::OpenAi => b"{\"error\":" as &[u8],
-        Dialect::Anthropic => b"{\"type\":\"error\",\"error\":",
-    });
-    write_error_object(dialect, kind, code, message, out);
-    out.push(b'}');
-}
-
-fn write_error_object(dialect: Dialect, kind: &str, code: Option<&str>, message: &str, out: &mut Vec<u8>) {
-    match dialect {
-        Dialect::OpenAi => {
-            out.extend_from_slice(b"{\"message\":");
-            write_string(message, out);
-            out.extend_from_slice(b",\"type\":");
-            write_string(kind, out);
-            out.extend_from_slice(b",\"param\":null,\"code\":");
-            write_code(code, out);
-        }
-        Dialect::Anthropic => {
-            out.extend_from_slice(b"{\"type\":");
-            write_string(kind, out);
-            out.extend_from_slice(b",\"message\":");
-            write_string(message, out);
+        _ => {
+            if endpoint == Endpoint::Responses {
+                field("event: error\ndata: {\"type\":\"error\",\"code\":", code, out);
+                field(",\"message\":", message, out);
+                out.extend_from_slice(b",\"param\":null,");
+            } else {
+                out.extend_from_slice(b"data: {");
+            }
+            field("\"error\":{\"message\":", message, out);
+            field(",\"type\":", kind, out);
+            field(",\"param\":null,\"code\":", code, out);
         }
     }
-    out.push(b'}');
-}
-
-fn write_code(code: Option<&str>, out: &mut Vec<u8>) {
-    match code {
-        Some(code) => write_string(code, out),
-        None => out.extend_from_slice(b"null"),
-    }
+    out.extend_from_slice(b"}}\n\n");
 }

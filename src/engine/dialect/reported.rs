@@ -1,23 +1,23 @@
 //! Usage as providers report it, and the one way from there to disjoint buckets.
 //!
 //! The names of the counts do not collide between the formats, so one table reads all of them; what differs is which count
-//! includes which ([`Habit`]). Field names: openai-python `types/completion_usage.py`, `types/responses/response_usage.py`,
+//! includes which ([`Habits`]). Field names: openai-python `types/completion_usage.py`, `types/responses/response_usage.py`,
 //! `types/audio/transcription.py`, `types/images_response.py`; anthropic-sdk-python `types/usage.py`, `cache_creation.py`,
 //! `server_tool_usage.py`; DeepSeek's `prompt_cache_hit_tokens` and top-level `cached_tokens` of others from genai-prices
 //! `prices/providers/`.
 
 use super::scan::{Scan, decimal};
-use crate::engine::dialect::Endpoint;
-use crate::engine::provider::Kind;
+use super::{Dialect, Endpoint};
+use crate::engine::provider::{Habits, Kind, spec};
 use crate::engine::usage::{Bucket, Usage};
 
 /// One count in a provider's usage object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Field {
-    /// Prompt tokens; what they include is the provider's habit.
+    /// Prompt tokens; what they include is the provider's habits.
     Input,
-    /// Answer tokens; what they include is the provider's habit.
+    /// Answer tokens; what they include is the provider's habits.
     Output,
     /// Input and output as the provider adds them.
     Total,
@@ -55,29 +55,12 @@ pub struct Reported {
     counts: [u64; 16],
 }
 
-/// What a provider's totals include.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Habit {
-    /// Tokens read from the cache are inside the input total.
-    pub cached_in_input: bool,
-    /// Tokens written to the cache are inside the input total.
-    pub cache_write_in_input: bool,
-    /// Reasoning may be outside the output total: what the grand total has beyond input and output is reasoning. Where the totals
-    /// agree it is inside.
-    pub reasoning_beside_output: bool,
-}
-
-/// The habit of `kind` in the format of `endpoint`.
-pub fn habit(kind: Kind, endpoint: Endpoint) -> Habit {
-    // Anthropic's format keeps the cache beside the input whoever serves it; everything else follows OpenAI's.
-    let beside = matches!(endpoint, Endpoint::Messages | Endpoint::CountTokens);
-    Habit {
-        cached_in_input: !beside,
-        cache_write_in_input: !beside,
-        // Gemini's compatible API hides its thoughts in the grand total (discuss.ai.google.dev/t/98760); xAI, which is reached as
-        // `openai-compatible`, reports them but outside the completion (genai-prices x_ai.yml).
-        reasoning_beside_output: matches!(kind, Kind::Gemini | Kind::OpenAiCompatible),
-    }
+/// The habits of `kind` in the format of `endpoint`.
+pub fn habits(kind: Kind, endpoint: Endpoint) -> Habits {
+    let habits = spec(kind).habits;
+    // A format's field names settle where the cache stands, whoever speaks it (DeepSeek, Ollama and vLLM speak Anthropic's, too).
+    let beside = endpoint.dialect() == Dialect::Anthropic;
+    Habits { cached_in_input: !beside, cache_write_in_input: !beside, ..habits }
 }
 
 impl Reported {
@@ -147,23 +130,23 @@ impl Reported {
     }
 
     /// The disjoint buckets, and whether the parts contradicted the totals (which then won).
-    pub fn buckets(&self, habit: Habit, endpoint: Endpoint) -> (Usage, bool) {
+    pub fn buckets(&self, habits: Habits, endpoint: Endpoint) -> (Usage, bool) {
         let mut split = Split { usage: Usage::default(), inconsistent: false };
-        self.split_input(habit, &mut split);
-        self.split_output(habit, endpoint, &mut split);
+        self.split_input(habits, &mut split);
+        self.split_output(habits, endpoint, &mut split);
         split.usage.set(Bucket::WebSearches, self.of(Field::WebSearches));
         split.usage.set(Bucket::Milliseconds, self.of(Field::Milliseconds));
         (split.usage, split.inconsistent)
     }
 
-    fn split_input(&self, habit: Habit, split: &mut Split) {
+    fn split_input(&self, habits: Habits, split: &mut Split) {
         let mut rest = self.of(Field::Input);
         if rest == 0 && self.of(Field::Output) == 0 {
             // Embeddings whose usage is a grand total alone.
             rest = self.of(Field::Total);
         }
         let mut cached = self.of(Field::Cached);
-        if habit.cached_in_input {
+        if habits.cached_in_input {
             cached = split.part(&mut rest, cached);
         }
         let cached_audio = split.part(&mut cached, self.of(Field::CachedAudio));
@@ -171,7 +154,7 @@ impl Reported {
         split.usage.set(Bucket::CachedAudioInput, cached_audio);
 
         let (mut write_5m, mut write_1h) = self.cache_writes(split);
-        if habit.cache_write_in_input {
+        if habits.cache_write_in_input {
             write_5m = split.part(&mut rest, write_5m);
             write_1h = split.part(&mut rest, write_1h);
         }
@@ -196,7 +179,7 @@ impl Reported {
         (total.saturating_sub(hour), hour.min(total))
     }
 
-    fn split_output(&self, habit: Habit, endpoint: Endpoint, split: &mut Split) {
+    fn split_output(&self, habits: Habits, endpoint: Endpoint, split: &mut Split) {
         let mut rest = self.of(Field::Output);
         let known = self.of(Field::Input).saturating_add(rest);
         let total = self.of(Field::Total);
@@ -205,12 +188,15 @@ impl Reported {
 
         let audio = split.part(&mut rest, self.of(Field::AudioOutput));
         let image = split.part(&mut rest, self.of(Field::ImageOutput));
-        let reasoning = if habit.reasoning_beside_output && beyond > 0 {
-            let reported = self.of(Field::Reasoning);
+        let reported = self.of(Field::Reasoning);
+        let reasoning = if habits.hidden_from_total && beyond > 0 {
+            // Gemini hides its thoughts there; xAI (an `openai-compatible` one) puts there what it reports.
             split.inconsistent |= reported != 0 && reported != beyond;
             beyond
+        } else if !habits.reasoning_in_output && total == 0 {
+            reported
         } else {
-            split.part(&mut rest, self.of(Field::Reasoning))
+            split.part(&mut rest, reported)
         };
         split.usage.set(Bucket::Reasoning, reasoning);
         split.usage.set(Bucket::AudioOutput, audio);
@@ -270,8 +256,7 @@ const OUTPUT_DETAILS: Names = &[
     (b"text_tokens", Field::TextOutput),
 ];
 const CACHED_DETAILS: Names = &[(b"audio_tokens", Field::CachedAudio)];
-const CACHE_CREATION: Names =
-    &[(b"ephemeral_5m_input_tokens", Field::CacheWrite5m), (b"ephemeral_1h_input_tokens", Field::CacheWrite1h)];
+const CACHE_CREATION: Names = &[(b"ephemeral_5m_input_tokens", Field::CacheWrite5m), (b"ephemeral_1h_input_tokens", Field::CacheWrite1h)];
 const SERVER_TOOLS: Names = &[(b"web_search_requests", Field::WebSearches)];
 
 fn find(names: Names, key: &[u8]) -> Option<Field> {
@@ -294,7 +279,7 @@ mod tests {
         let mut scan = Scan::new(json.as_bytes());
         reported.read(&mut scan, |_, _| {});
         assert!(scan.is_whole(), "{json}");
-        let (usage, flagged) = reported.buckets(habit(kind, endpoint), endpoint);
+        let (usage, flagged) = reported.buckets(habits(kind, endpoint), endpoint);
         let seen: Vec<_> = usage.iter().filter(|(_, count)| *count != 0).collect();
         assert_eq!((seen, flagged), (expected.to_vec(), inconsistent), "{json}");
     }
@@ -332,7 +317,8 @@ mod tests {
         );
         let xai = r#"{"prompt_tokens":32,"completion_tokens":9,"total_tokens":135,"prompt_tokens_details":{"text_tokens":32,"cached_tokens":8},"completion_tokens_details":{"reasoning_tokens":94}}"#;
         chat(Kind::OpenAiCompatible, xai, &[(Input, 24), (CachedInput, 8), (Output, 9), (Reasoning, 94)], false);
-        let inside = r#"{"prompt_tokens":32,"completion_tokens":103,"total_tokens":135,"completion_tokens_details":{"reasoning_tokens":94}}"#;
+        let inside =
+            r#"{"prompt_tokens":32,"completion_tokens":103,"total_tokens":135,"completion_tokens_details":{"reasoning_tokens":94}}"#;
         chat(Kind::OpenAiCompatible, inside, &[(Input, 32), (Output, 9), (Reasoning, 94)], false);
         chat(Kind::OpenAi, r#"{"prompt_tokens":null,"completion_tokens":"5","total_tokens":7.0}"#, &[(Input, 7)], false);
         chat(Kind::OpenAi, r#"{"prompt_tokens":1e99,"completion_tokens":-5}"#, &[], false);
@@ -348,7 +334,11 @@ mod tests {
             &[(Input, 21), (CachedInput, 1000), (CacheWrite5m, 88), (CacheWrite1h, 100), (Output, 300), (Reasoning, 93), (WebSearches, 2)],
             false,
         );
-        messages(r#"{"input_tokens":1,"cache_creation_input_tokens":7,"output_tokens":1}"#, &[(Input, 1), (CacheWrite5m, 7), (Output, 1)], false);
+        messages(
+            r#"{"input_tokens":1,"cache_creation_input_tokens":7,"output_tokens":1}"#,
+            &[(Input, 1), (CacheWrite5m, 7), (Output, 1)],
+            false,
+        );
         messages(
             r#"{"input_tokens":1,"cache_creation_input_tokens":248,"cache_creation":{"ephemeral_5m_input_tokens":456,"ephemeral_1h_input_tokens":100}}"#,
             &[(Input, 1), (CacheWrite5m, 148), (CacheWrite1h, 100)],
@@ -377,7 +367,13 @@ mod tests {
             &[(Input, 10), (Output, 40), (ImageOutput, 4160)],
             false,
         );
-        check(Kind::OpenAi, Endpoint::Speech, r#"{"input_tokens":14,"output_tokens":101,"total_tokens":115}"#, &[(Input, 14), (AudioOutput, 101)], false);
+        check(
+            Kind::OpenAi,
+            Endpoint::Speech,
+            r#"{"input_tokens":14,"output_tokens":101,"total_tokens":115}"#,
+            &[(Input, 14), (AudioOutput, 101)],
+            false,
+        );
         check(
             Kind::OpenAi,
             Endpoint::Transcriptions,

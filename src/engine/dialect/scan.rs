@@ -11,14 +11,17 @@ use memchr::memchr2;
 pub struct Scan<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Where the first value begins.
+    start: usize,
     failed: bool,
 }
 
 impl<'a> Scan<'a> {
     /// At the first value of `bytes`.
     pub fn new(bytes: &'a [u8]) -> Scan<'a> {
-        let mut scan = Scan { bytes, at: 0, failed: false };
+        let mut scan = Scan { bytes, at: 0, start: 0, failed: false };
         scan.space();
+        scan.start = scan.at;
         scan
     }
 
@@ -105,7 +108,7 @@ impl<'a> Scan<'a> {
 
     /// The whole text was one value that could be read.
     pub fn is_whole(&self) -> bool {
-        !self.failed && self.at == self.bytes.len() && self.at > 0
+        !self.failed && self.at == self.bytes.len() && self.at > self.start
     }
 
     fn skip(&mut self) {
@@ -116,7 +119,8 @@ impl<'a> Scan<'a> {
             Some(b'{' | b'[') => self.skip_nested(),
             Some(b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => {
                 let rest = &self.bytes[self.at..];
-                self.at += rest.iter().position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t')).unwrap_or(rest.len());
+                self.at +=
+                    rest.iter().position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t')).unwrap_or(rest.len());
                 self.space();
             }
             _ => self.fail(),
@@ -341,7 +345,14 @@ mod tests {
         for cut in 0..json.trim_end().len() {
             assert!(!fields(&json[..cut]).1, "cut at {cut}");
         }
-        for (bad, why) in [("{}x", "more behind"), ("[1]", "not visited"), ("{\"a\" 1}", "no colon"), ("{a:1}", "no key"), ("{\"a\":}", "no value"), ("{\"a\":1,}", "comma")] {
+        for (bad, why) in [
+            ("{}x", "more behind"),
+            ("[1]", "not visited"),
+            ("{\"a\" 1}", "no colon"),
+            ("{a:1}", "no key"),
+            ("{\"a\":}", "no value"),
+            ("{\"a\":1,}", "comma"),
+        ] {
             assert!(!fields(bad).1, "{why}");
         }
         assert_eq!(fields("{}"), (vec![], true));
@@ -363,13 +374,15 @@ mod tests {
             write_string(&expected, &mut written);
             assert_eq!(serde_json::from_slice::<String>(&written).expect("what is written is JSON"), expected);
         }
-        for (raw, expected) in [(r"\ud83d", "\u{fffd}"), (r"\ud83dx", "\u{fffd}x"), (r"\ud83d\u0041", "\u{fffd}A"), (r"a\u12", "a\u{fffd}12"), ("a\\", "a")] {
+        for (raw, expected) in
+            [(r"\ud83d", "\u{fffd}"), (r"\ud83dx", "\u{fffd}x"), (r"\ud83d\u0041", "\u{fffd}A"), (r"a\u12", "a\u{fffd}12"), ("a\\", "a")]
+        {
             assert_eq!(text(raw.as_bytes(), 1000), expected, "{raw}");
         }
-        assert_eq!(text("h\u{e9}\u{e9}".as_bytes(), 4), "h\u{e9}");
         let mut written = Vec::new();
         write_string("\u{1}\u{7f}\u{1f600}", &mut written);
         assert_eq!(written, "\"\\u0001\\u007f\u{1f600}\"".as_bytes());
+        assert_eq!(text("h\u{e9}\u{e9}".as_bytes(), 4), "h\u{e9}");
     }
 
     #[test]

@@ -6,13 +6,16 @@
 //! it came, which may differ by a token or so at each change.
 
 use super::dialect::reading::Reading;
-use super::dialect::reported::habit;
-use super::dialect::{self, Endpoint, Seen};
+use super::dialect::reported::habits;
+use super::dialect::{self, Dialect, Endpoint, Seen};
 use super::provider::Kind;
 use super::sse::Decoder;
 use super::tokens::{Family, Stream};
 use super::usage::{Bucket, Source, Usage};
 use bytes::Bytes;
+
+/// The error in the body of an answer with an error status.
+pub use super::dialect::upstream_error as error_of;
 
 #[cfg(test)]
 mod tests;
@@ -42,12 +45,13 @@ pub struct UpstreamError {
     pub message: String,
 }
 
-/// Watches a stream of server-sent events.
+/// Watches a stream of server-sent events, or another body that is passed on as it comes.
 #[derive(Debug)]
 pub struct StreamMeter {
     watch: Watch,
     decoder: Decoder,
     reading: Reading,
+    framing: Framing,
     events: u64,
     /// The event that is coming in, while it may be the usage event.
     held: Vec<Bytes>,
@@ -56,6 +60,15 @@ pub struct StreamMeter {
     partly_out: bool,
     /// The last event was left out; the line feed that completes its CRLF is, too.
     left_out: bool,
+}
+
+/// How the watched bytes are framed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    /// Server-sent events.
+    Events,
+    /// One body: audio, or JSON too large to be held.
+    Body,
 }
 
 /// What an answer came to.
@@ -82,12 +95,23 @@ pub struct Tally {
 }
 
 impl StreamMeter {
-    /// A new meter.
+    /// A new meter for a stream of events.
     pub fn new(watch: Watch) -> StreamMeter {
+        StreamMeter::framed(watch, Framing::Events, Reading::of_stream(watch.endpoint, watch.family))
+    }
+
+    /// A new meter for a body that is passed on as it comes and is no event stream: audio, or JSON too large to be held. Usage
+    /// is looked for at its end.
+    pub fn of_body(watch: Watch) -> StreamMeter {
+        StreamMeter::framed(watch, Framing::Body, Reading::of_whole(watch.endpoint, Some(Stream::new(watch.family))))
+    }
+
+    fn framed(watch: Watch, framing: Framing, reading: Reading) -> StreamMeter {
         StreamMeter {
             watch,
             decoder: Decoder::default(),
-            reading: Reading::of_stream(watch.endpoint, watch.family),
+            reading,
+            framing,
             events: 0,
             held: Vec::new(),
             held_bytes: 0,
@@ -98,6 +122,9 @@ impl StreamMeter {
 
     /// Takes upstream bytes; appends what the client is to get, in order, to `out` (usually the chunk itself).
     pub fn feed(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) {
+        if self.framing == Framing::Body {
+            return self.feed_body(chunk, out);
+        }
         // The chunk's bytes from here on have found no way out yet.
         let mut keep = 0;
         let mut at = 0;
@@ -135,10 +162,8 @@ impl StreamMeter {
         if partial_bytes == 0 {
             return push_slice(&chunk, keep, length, out);
         }
-        let may_be_usage = self.watch.strip_usage
-            && self.reading.finished
-            && !self.partly_out
-            && self.held_bytes + partial_bytes <= MAX_HELD_BYTES;
+        let may_be_usage =
+            self.watch.strip_usage && self.reading.finished && !self.partly_out && self.held_bytes + partial_bytes <= MAX_HELD_BYTES;
         if may_be_usage {
             push_slice(&chunk, keep, start, out);
             self.held_bytes += partial_bytes;
@@ -149,6 +174,16 @@ impl StreamMeter {
             out.append(&mut self.held);
             push_slice(&chunk, keep, length, out);
         }
+    }
+
+    /// A body goes out as it comes; enough of it is kept to find the usage.
+    fn feed_body(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) {
+        self.events += u64::from(self.events == 0 && !chunk.is_empty());
+        if self.watch.endpoint != Endpoint::Speech {
+            self.decoder.absorb(&chunk);
+        }
+        let length = chunk.len();
+        push_slice(&chunk, 0, length, out);
     }
 
     /// Events (not comments) seen so far. The first one commits an attempt.
@@ -164,6 +199,13 @@ impl StreamMeter {
     /// The normal end mark was seen.
     pub fn ended(&self) -> bool {
         self.reading.ended
+    }
+
+    /// Whether the stream may end here although its end mark is missing: some servers send none, so a finish reason will do; and
+    /// an error event says by itself that this is no answer.
+    pub fn may_end_without_mark(&self) -> bool {
+        let is_openai = self.watch.endpoint.dialect() == Dialect::OpenAi;
+        self.framing == Framing::Body || self.reading.error.is_some() || (is_openai && self.reading.finished)
     }
 
     /// A bound on the output tokens so far that needs no tokenizer: bytes of generated text.
@@ -198,7 +240,10 @@ impl StreamMeter {
 
     /// Ends the watch: what was reported, and the text counter for what was not.
     pub fn finish(mut self) -> (Tally, Stream) {
-        self.read_last_event();
+        match self.framing {
+            Framing::Events => drop(self.read_last_event()),
+            Framing::Body => dialect::kept_answer(self.decoder.absorbed(), &mut self.reading),
+        }
         let text = self.reading.take_text().unwrap_or_else(|| Stream::new(self.watch.family));
         let mut tally = tally(&self.watch, self.reading);
         tally.usage.set(Bucket::Requests, u64::from(self.events > 0));
@@ -273,7 +318,7 @@ fn accepted(watch: &Watch, reading: Reading) -> Tally {
 }
 
 fn tally(watch: &Watch, reading: Reading) -> Tally {
-    let (mut usage, inconsistent) = reading.reported.buckets(habit(watch.kind, watch.endpoint), watch.endpoint);
+    let (mut usage, inconsistent) = reading.reported.buckets(habits(watch.kind, watch.endpoint), watch.endpoint);
     usage.set(Bucket::Images, reading.images);
     // Images without usage are billed by number; counting prompt tokens costs nothing.
     let reported = reading.is_output_reported()
