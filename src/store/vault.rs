@@ -1,4 +1,6 @@
 //! The vault.
 
+pub mod seal;
+
 /// Tables of this part.
 pub const TABLES: &str = "";
