@@ -202,7 +202,9 @@ impl fmt::Debug for Sealed {
 impl fmt::Display for CannotOpen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            CannotOpen::OtherMaster(id) => write!(f, "it is sealed under the master key {id}, which is neither vault.master_key nor vault.previous_key"),
+            CannotOpen::OtherMaster(id) => {
+                write!(f, "it is sealed under the master key {id}, which is neither vault.master_key nor vault.previous_key")
+            }
             CannotOpen::Tampered => f.write_str("it was changed or moved since it was sealed; set it again"),
         }
     }
