@@ -8,6 +8,8 @@ mod models;
 mod providers;
 mod tiers;
 
+pub(crate) use providers::from_folder;
+
 use super::problem::Problem;
 use super::walk::{File, Table, nearest};
 use crate::engine::catalog::{Catalog, Retry, Routing};
