@@ -1,24 +1,27 @@
 //! From a piece to tokens: neighbours that form the token of the lowest rank are joined, leftmost first, until no neighbours form a token.
 //!
-//! The order of joins is what makes the count exact, so both ways below take the very same joins. They differ in cost: a scan
-//! for the lowest rank is fastest for a word, but its cost grows with the square of the length; a heap's grows with n log n.
+//! The order of joins is what makes the count exact, so all ways below end in the very same tokens. They differ in cost: a scan for the
+//! lowest rank is fastest for a word, but its cost grows with the square of the length. A heap's grows with n log n, and windows
+//! keep the heap small.
 
 use super::vocabulary::{NO_RANK, Vocabulary};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// The longest piece, in bytes, that is merged by scanning. Measured: at about this length the heap is as fast.
+/// The longest piece, in bytes, that is merged by scanning. Measured: 48, 80 and 128 cost the same within the
+/// noise, so the largest, which allocates least.
 const MAX_SCANNED_BYTES: usize = 128;
 
-/// How much of a long piece is merged at a time, so that the heap stays in the processor's cache; measured.
+/// How much of a long piece is merged at a time, so that the heap stays in the processor's cache. Measured on a
+/// megabyte of random letters: 10 MB/s, against 2 with one heap.
 const WINDOW_BYTES: usize = 4 << 10;
 
 /// How much at a window's end is merged once more at the start of the next: the end of a window is no end of the piece, and what it
 /// did to the tokens before it fades within a few of them (a token has at most 128 bytes).
 const OVERLAP_BYTES: usize = 512;
 
-/// The longest piece merged as one, so that the heap's memory (24 bytes a byte) is bounded. A longer one is cut here, which can cost a token;
-/// request bodies end far below.
+/// The longest piece merged as one, so that the memory of a heap for all of it (24 bytes a byte) is bounded. A longer one is cut here,
+/// which can cost a token.
 pub(super) const MAX_PIECE_BYTES: usize = 16 << 20;
 
 /// Tokens of one piece.
@@ -49,12 +52,12 @@ pub(super) fn each_token(vocabulary: &Vocabulary, piece: &[u8], mut token: impl 
     }
 }
 
-/// Merges a long piece window by window; gives where its tokens end. None when two windows disagree (or are too
-/// small to share a token): then the piece has to be merged as one.
+/// Merges a long piece window by window; gives where its tokens end. None when two windows disagree or are
+/// too small to share a token: then the piece has to be merged as one.
 ///
-/// Why this is exact: tokens are the merge of a piece if each two neighbours are the merge of the two together. For take the first join that crosses from
-/// one of them to its neighbour: all joins before it stayed inside the two, in the order that they have when the two are merged alone, so it
-/// would cross there as well. Here each two neighbours stand in one window's merge, as windows share a token.
+/// Why this is exact: tokens are the merge of a piece if each two neighbours are the merge of the two together. For take the first join
+/// that crosses from one of them to its neighbour: all joins before it stayed inside the two, in the order that they have when the two are
+/// merged alone, so it would cross there as well. Here each two neighbours stand in one window's merge, as windows share a token.
 fn windows(vocabulary: &Vocabulary, piece: &[u8], window_bytes: usize, overlap_bytes: usize) -> Option<Vec<u32>> {
     let mut ends: Vec<u32> = Vec::with_capacity(piece.len() / 2);
     let mut start = 0;
@@ -124,8 +127,8 @@ fn scan(vocabulary: &Vocabulary, piece: &[u8], mut token: impl FnMut(&[u8])) {
 /// Merges a long piece: its parts are a linked list, the possible joins a heap.
 fn heap(vocabulary: &Vocabulary, piece: &[u8], mut token: impl FnMut(&[u8])) {
     let end = piece.len();
-    // A part is known by where it begins. `next[part]` is where it ends; `ranks[part]` is the rank of the part joined with the next one, so a heap
-    // entry that says otherwise is out of date.
+    // A part is known by where it begins. `next[part]` is where it ends; `ranks[part]` is the rank of the part joined with the next one, so
+    // a heap entry that says otherwise is out of date.
     let mut next: Vec<u32> = (1..=end as u32 + 1).collect();
     let mut previous: Vec<u32> = (0..=end as u32).map(|start| start.saturating_sub(1)).collect();
     let mut ranks: Vec<u32> = piece.windows(2).map(|pair| vocabulary.rank(pair)).collect();
