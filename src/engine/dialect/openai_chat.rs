@@ -4,9 +4,9 @@
 //! as a list of parts (Mistral's thinking), `x_groq.usage`, an `error` beside or instead of the choices. Azure's first event has
 //! empty choices and no usage.
 
-use super::error_in_answer;
 use super::reading::Reading;
 use super::scan::Scan;
+use super::{Endpoint, error_in_answer};
 
 /// One event's data.
 pub fn event(data: &[u8], reading: &mut Reading) -> bool {
@@ -49,8 +49,9 @@ fn choices(scan: &mut Scan<'_>, reading: &mut Reading) {
     scan.array(|scan| {
         some = true;
         scan.object(|key, scan| match key {
-            b"delta" | b"message" => delta(scan, reading),
-            b"text" => reading.generated_here(scan),
+            // Together sends the text under both names, whichever of the two paths was asked.
+            b"delta" | b"message" if reading.endpoint != Endpoint::Completions => delta(scan, reading),
+            b"text" if reading.endpoint == Endpoint::Completions => reading.generated_here(scan),
             // OpenRouter's, when one of several choices fails.
             b"error" => reading.error_here(scan),
             b"finish_reason" => reading.finished |= scan.here() == Some(b'"'),

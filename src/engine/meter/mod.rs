@@ -18,6 +18,8 @@ use bytes::Bytes;
 pub use super::dialect::upstream_error as error_of;
 
 #[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod tests;
 
 /// A partial event longer than this is no usage event (those are some hundred bytes) and goes out without being looked at first.
