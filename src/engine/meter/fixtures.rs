@@ -449,15 +449,7 @@ event: message_stop
 data: {"type":"message_stop"}
 
 "#,
-        usage: &[
-            (Input, 30),
-            (CachedInput, 1000),
-            (CacheWrite5m, 88),
-            (CacheWrite1h, 100),
-            (Output, 89),
-            (Requests, 1),
-            (WebSearches, 1),
-        ],
+        usage: &[(Input, 30), (CachedInput, 1000), (CacheWrite5m, 88), (CacheWrite1h, 100), (Output, 89), (Requests, 1), (WebSearches, 1)],
         events: 10,
         model: "claude-sonnet-4-20250514",
         service_tier: "standard",

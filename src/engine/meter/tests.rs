@@ -136,8 +136,12 @@ fn a_partial_event_is_held_only_behind_a_finish_reason_and_not_for_long() {
 #[test]
 fn usage_behind_a_very_large_value_is_found() {
     let large = "A".repeat(2 * MAX_EVENT_BYTES);
-    let images = format!("event: image_generation.completed\ndata: {{\"type\":\"image_generation.completed\",\"b64_json\":\"{large}\",\"usage\":{{\"input_tokens\":5,\"output_tokens\":7}}}}\n\n");
-    let responses = format!("data: {{\"type\":\"response.completed\",\"response\":{{\"tools\":\"{large}\",\"usage\":{{\"input_tokens\":5,\"output_tokens\":7}},\"metadata\":{{}}}}}}\n\n");
+    let images = format!(
+        "event: image_generation.completed\ndata: {{\"type\":\"image_generation.completed\",\"b64_json\":\"{large}\",\"usage\":{{\"input_tokens\":5,\"output_tokens\":7}}}}\n\n"
+    );
+    let responses = format!(
+        "data: {{\"type\":\"response.completed\",\"response\":{{\"tools\":\"{large}\",\"usage\":{{\"input_tokens\":5,\"output_tokens\":7}},\"metadata\":{{}}}}}}\n\n"
+    );
     for (endpoint, stream, output) in [(Endpoint::Images, images, Bucket::ImageOutput), (Endpoint::Responses, responses, Bucket::Output)] {
         for size in [1000, stream.len()] {
             let result = run(watch(endpoint, Kind::OpenAi, false), stream.as_bytes().chunks(size));
@@ -166,7 +170,11 @@ fn an_end_without_a_mark_is_fine_behind_a_finish_reason_or_an_error() {
     check(Endpoint::ChatCompletions, "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n", false);
     check(Endpoint::ChatCompletions, "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n", true);
     check(Endpoint::ChatCompletions, "data: {\"error\":{\"message\":\"broken\"}}\n\n", true);
-    check(Endpoint::Messages, "data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":5}}\n\n", false);
+    check(
+        Endpoint::Messages,
+        "data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":5}}\n\n",
+        false,
+    );
 }
 
 /// A whole answer comes to these buckets (after [`Tally::count`]).
@@ -307,11 +315,23 @@ fn errors_are_found_in_every_shape() {
         (r#"{"error":{"message":"No","type":"invalid_request_error","param":null,"code":null}}"#, "invalid_request_error", "No"),
         (r#"{"type":"error","error":{"type":"overloaded_error","message":"Busy"},"request_id":"r"}"#, "overloaded_error", "Busy"),
         (r#"{"error":{"code":402,"message":"Pay","metadata":{"raw":"x"}},"user_id":"u"}"#, "402", "Pay"),
-        (r#"{"success":false,"errors":[{"code":3036,"message":"Neurons used up"}],"messages":[],"result":null}"#, "3036", "Neurons used up"),
+        (
+            r#"{"success":false,"errors":[{"code":3036,"message":"Neurons used up"}],"messages":[],"result":null}"#,
+            "3036",
+            "Neurons used up",
+        ),
         (r#"{"error":"model not found"}"#, "", "model not found"),
-        (r#"{"object":"error","message":{"detail":[{"msg":"bad"}]},"type":"invalid_request_error","param":null,"code":"1500"}"#, "1500", r#"{"detail":[{"msg":"bad"}]}"#),
+        (
+            r#"{"object":"error","message":{"detail":[{"msg":"bad"}]},"type":"invalid_request_error","param":null,"code":"1500"}"#,
+            "1500",
+            r#"{"detail":[{"msg":"bad"}]}"#,
+        ),
         (r#"{"object":"error","message":"Too long","type":"BadRequestError","param":null,"code":400}"#, "badrequesterror", "Too long"),
-        (r#"[{"error":{"code":429,"message":"Quota","status":"RESOURCE_EXHAUSTED","details":[{"@type":"x","message":"inner"}]}}]"#, "resource_exhausted", "Quota"),
+        (
+            r#"[{"error":{"code":429,"message":"Quota","status":"RESOURCE_EXHAUSTED","details":[{"@type":"x","message":"inner"}]}}]"#,
+            "resource_exhausted",
+            "Quota",
+        ),
     ] {
         let expected = UpstreamError { code: code.to_string(), message: message.to_string() };
         assert_eq!(error_of(body.as_bytes()), expected, "{body}");
@@ -324,7 +344,10 @@ fn errors_are_found_in_every_shape() {
     }
     // Only behind an error status.
     for (body, message) in [
-        (r#"{"detail":[{"type":"extra_forbidden","msg":"Extra inputs are not permitted"}]}"#, r#"[{"type":"extra_forbidden","msg":"Extra inputs are not permitted"}]"#),
+        (
+            r#"{"detail":[{"type":"extra_forbidden","msg":"Extra inputs are not permitted"}]}"#,
+            r#"[{"type":"extra_forbidden","msg":"Extra inputs are not permitted"}]"#,
+        ),
         (r#"{"statusCode":401,"message":"Unauthorized"}"#, "Unauthorized"),
         ("upstream connect error\n", "upstream connect error"),
         ("", ""),
