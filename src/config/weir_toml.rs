@@ -141,6 +141,20 @@ pub fn parse(file: &str, text: &str) -> Result<Settings, Vec<Problem>> {
     settings.filter(|_| problems.is_empty()).ok_or(problems)
 }
 
+/// Reads the file at `path`.
+///
+/// Errors: that it cannot be read, or every problem in it.
+pub fn load(path: &Path) -> Result<Settings, Vec<Problem>> {
+    let file = path.to_string_lossy();
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&file, &text),
+        Err(why) => {
+            let what = format!("cannot be read: {why}; name another file with --config, or begin with the shipped conf/weir.toml");
+            Err(vec![Problem { file: file.into_owned(), line: 1, key: String::new(), what }])
+        }
+    }
+}
+
 fn read<'a>(root: &mut Table<'a>, folder: PathBuf) -> Settings {
     let listen = listen::read(root, &folder);
     let auth = auth::read(root, &listen, &folder);

@@ -280,3 +280,19 @@ fn ten_thousand_models_are_read_and_checked() {
     let (_, problems) = parse("routing.toml", &text.replace("provider = \"p\"", "provider = \"q\""), &prices);
     assert_eq!(problems.len(), 10_000);
 }
+
+#[test]
+fn the_shipped_example_is_accepted() {
+    let (prices, problems) = prices::parse("conf/prices.toml", include_str!("../../../conf/prices.toml"));
+    assert_eq!(problems, []);
+    let (catalog, problems) = parse("conf/routing.toml", include_str!("../../../conf/routing.toml"), &prices);
+    assert_eq!(problems, []);
+    // A price for a provider that is not there is a slip of the hand.
+    for name in prices.keys() {
+        let (provider, _) = name.split_once('/').unwrap();
+        assert!(catalog.providers.contains_key(provider), "{name}");
+    }
+    for level in catalog.levels.values() {
+        assert!(!level.models.is_empty(), "{}", level.name);
+    }
+}
