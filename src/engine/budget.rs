@@ -32,7 +32,7 @@ pub struct Account {
 }
 
 /// A calendar month as a number: `year × 12 + month − 1`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct MonthIndex(pub u32);
 
 /// When a reservation is made and what a month may cost.

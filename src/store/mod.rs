@@ -4,10 +4,14 @@
 //! request's path: requests read maps in memory ([`keys::CallerKeys`], [`vault::KeyRing`]) that [`Store::changes_since`]
 //! keeps fresh. Whoever changes a row that a running server mirrors calls [`changed`] in the same transaction.
 
+pub mod accounts;
 pub mod audit;
+pub mod calendar;
 pub mod callers;
 pub mod follow;
+pub mod journal;
 pub mod keys;
+pub mod ledger;
 pub mod scan;
 pub mod secret;
 pub mod sqlite;

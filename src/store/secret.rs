@@ -12,14 +12,10 @@ const MASK_SHOWS_FROM: usize = 16;
 pub struct Secret(Zeroizing<Box<str>>);
 
 impl Secret {
-    /// Takes the text over; its buffer is zeroed, spare capacity included.
+    /// Takes the text over. A `String` with spare capacity is copied and its buffer zeroed.
     pub fn new(text: String) -> Secret {
-        Secret::copied(&Zeroizing::new(text))
-    }
-
-    /// A copy of a text whose owner zeroes its own.
-    pub fn copied(text: &str) -> Secret {
-        Secret(Zeroizing::new(Box::from(text)))
+        let text = Zeroizing::new(text);
+        Secret(Zeroizing::new(Box::from(text.as_str())))
     }
 
     /// The text, for the one place that sends or hashes it.

@@ -3,7 +3,7 @@
 //! Every part keeps its tables in a const of its own; a schema version is a list of such consts, run in one transaction,
 //! and `user_version` says how many versions a file has. A version that was released is never edited: add another one.
 
-use super::{Error, Result, audit, keys, vault};
+use super::{Error, Result, accounts, audit, keys, ledger, vault};
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ CREATE TABLE changes (
 ";
 
 /// The schema, version by version.
-const MIGRATIONS: &[&[&str]] = &[&[CHANGES, keys::TABLES, vault::TABLES, audit::TABLES]];
+const MIGRATIONS: &[&[&str]] = &[&[CHANGES, keys::TABLES, vault::TABLES, audit::TABLES, ledger::TABLES, accounts::TABLES]];
 
 /// The store. Cheap to clone; the file is closed with the last clone.
 #[derive(Debug, Clone)]

@@ -1,0 +1,1 @@
+//! The plan of attempts and what to try after which outcome.

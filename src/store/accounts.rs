@@ -1,0 +1,329 @@
+//! Accounts: balances in memory beside their rows in the database.
+//!
+//! A request reserves and settles in memory ([`Account`]); its row reaches the database a moment later. What the database
+//! holds beyond what this process put there itself (grants by a command, charges of an old server that still drains) comes
+//! in with [`Accounts::refresh`], which compares what is stored with what is known here and applies the difference.
+//!
+//! Invariant, checked by [`verify`]: balance = grants − charges of the rows that were taken from the balance.
+
+use crate::engine::budget::{Account, MonthIndex};
+use crate::engine::money::Credits;
+use crate::store::follow::Mirror;
+use crate::store::ledger::store_rows::Charges;
+use crate::store::{self, Store, Topic};
+use parking_lot::{Mutex, MutexGuard};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use std::fmt;
+use std::sync::Arc;
+
+/// Tables of this part. Amounts in 10⁻⁹ credits; `granted` is NULL for an account that was never granted anything and so
+/// has no budget; `month` counts as [`MonthIndex`].
+pub const TABLES: &str = "
+CREATE TABLE accounts (
+    id       TEXT PRIMARY KEY,
+    granted  INTEGER,
+    charged  INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE account_months (
+    account  TEXT NOT NULL,
+    month    INTEGER NOT NULL,
+    charged  INTEGER NOT NULL,
+    PRIMARY KEY (account, month)
+) WITHOUT ROWID;
+CREATE TABLE grants (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    account  TEXT NOT NULL,
+    amount   INTEGER NOT NULL,
+    note     TEXT NOT NULL,
+    at_ms    INTEGER NOT NULL
+);
+CREATE INDEX grants_by_account ON grants (account);
+";
+
+/// The accounts of this process.
+pub struct Accounts {
+    entries: papaya::HashMap<Arc<str>, Arc<Entry>>,
+    /// Held while rows are stored and while balances are compared, so that no charge is seen on one side only.
+    flush: Mutex<()>,
+}
+
+struct Entry {
+    account: Arc<Account>,
+    known: Mutex<Known>,
+}
+
+/// What of the database's sums is in the memory's balance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Known {
+    granted: Option<i64>,
+    charged: i64,
+    /// This month's charges and the month's before.
+    months: [(MonthIndex, i64); 2],
+}
+
+/// Proof that [`Accounts::flushing`] was called.
+pub(crate) struct Flushing<'a>(MutexGuard<'a, ()>);
+
+/// An account as the database has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Grants less charges; `None`: no budget.
+    pub balance: Option<Credits>,
+    /// Charged in the month asked for.
+    pub used_this_month: Credits,
+}
+
+/// Adds credits to an account (takes some, when negative), and tells running servers. Part of the caller's transaction, so
+/// that a key and its first credits appear together; grant before the key is noted as changed.
+pub fn grant(tx: &Transaction<'_>, account: &str, amount: Credits, note: &str, now_ms: u64) -> store::Result<()> {
+    tx.prepare_cached("INSERT INTO grants (account, amount, note, at_ms) VALUES (?, ?, ?, ?)")?.execute(params![
+        account,
+        amount.0,
+        note,
+        i64::try_from(now_ms).unwrap_or(i64::MAX)
+    ])?;
+    tx.prepare_cached(
+        "INSERT INTO accounts (id, granted, charged) VALUES (?1, ?2, 0)
+         ON CONFLICT (id) DO UPDATE SET granted = coalesce(granted, 0) + ?2",
+    )?
+    .execute(params![account, amount.0])?;
+    store::changed(tx, Topic::Account, account)
+}
+
+/// Books charges of rows that were just inserted.
+pub(crate) fn charge(tx: &Transaction<'_>, charges: &Charges) -> store::Result<()> {
+    for (account, charged) in charges {
+        tx.prepare_cached("INSERT INTO accounts (id, charged) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET charged = charged + ?2")?
+            .execute(params![account, charged.from_balance])?;
+        for (month, amount) in &charged.months {
+            tx.prepare_cached(
+                "INSERT INTO account_months (account, month, charged) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (account, month) DO UPDATE SET charged = charged + ?3",
+            )?
+            .execute(params![account, month.0, amount])?;
+        }
+    }
+    Ok(())
+}
+
+/// An account as the database has it; rows on their way are not in it yet.
+pub fn standing(connection: &Connection, account: &str, month: MonthIndex) -> store::Result<Standing> {
+    let known = Known::read(connection, account, month)?;
+    Ok(Standing { balance: known.balance(), used_this_month: Credits(known.months[0].1) })
+}
+
+/// Recomputes every balance and month from grants and rows; the differences, as text. Reads the whole ledger: for tests and
+/// after a disaster. Meaningful while retention has not deleted rows.
+pub fn verify(connection: &Connection) -> store::Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    let mut balances = connection.prepare(
+        "SELECT id, granted, charged,
+            (SELECT sum(amount) FROM grants WHERE account = accounts.id),
+            (SELECT coalesce(sum(charge), 0) FROM ledger WHERE account = accounts.id AND reserved IS NOT NULL)
+         FROM accounts",
+    )?;
+    let mut rows = balances.query([])?;
+    while let Some(row) = rows.next()? {
+        let (id, granted, charged): (String, Option<i64>, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (grants, charges): (Option<i64>, i64) = (row.get(3)?, row.get(4)?);
+        if (granted, charged) != (grants, charges) {
+            wrong.push(format!("{id}: granted {granted:?}, its grants are {grants:?}; charged {charged}, its rows are {charges}"));
+        }
+    }
+    let (months, all): (i64, i64) = connection.query_row(
+        "SELECT (SELECT coalesce(sum(charged), 0) FROM account_months), (SELECT coalesce(sum(charge), 0) FROM ledger)",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    if months != all {
+        wrong.push(format!("months: {months}, rows: {all}"));
+    }
+    let rollups: (i64, i64, i64) =
+        connection.query_row("SELECT coalesce(sum(charge), 0), coalesce(sum(cost), 0), coalesce(sum(rows), 0) FROM rollup", [], three)?;
+    let rows: (i64, i64, i64) =
+        connection.query_row("SELECT coalesce(sum(charge), 0), coalesce(sum(cost), 0), count(*) FROM ledger", [], three)?;
+    if rollups != rows {
+        wrong.push(format!("roll-ups: {rollups:?}, rows: {rows:?}"));
+    }
+    Ok(wrong)
+}
+
+fn three(row: &rusqlite::Row<'_>) -> rusqlite::Result<(i64, i64, i64)> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+}
+
+impl Accounts {
+    /// Every account with its balance and what this month and the last have cost.
+    pub(crate) fn load(store: &Store, now_ms: u64) -> store::Result<Accounts> {
+        let accounts = Accounts { entries: papaya::HashMap::new(), flush: Mutex::new(()) };
+        let month = MonthIndex::of_ms(now_ms);
+        store.read(|connection| {
+            let tx = connection.unchecked_transaction()?;
+            let mut ids = tx.prepare("SELECT id FROM accounts UNION SELECT account FROM account_months WHERE month >= ?")?;
+            let mut found = ids.query([month.0.saturating_sub(1)])?;
+            let entries = accounts.entries.pin();
+            while let Some(row) = found.next()? {
+                let id: Arc<str> = row.get(0)?;
+                let entry = Entry::restored(Known::read(&tx, &id, month)?);
+                entries.insert(id, Arc::new(entry));
+            }
+            Ok(())
+        })?;
+        Ok(accounts)
+    }
+
+    /// The account, made without a budget when nobody knows it. No lock, no database.
+    pub fn of(&self, id: &str) -> Arc<Account> {
+        self.entry(id).account.clone()
+    }
+
+    fn entry(&self, id: &str) -> Arc<Entry> {
+        let entries = self.entries.pin();
+        match entries.get(id) {
+            Some(entry) => entry.clone(),
+            None => entries.get_or_insert_with(Arc::from(id), || Arc::new(Entry::restored(Known::default()))).clone(),
+        }
+    }
+
+    /// Takes in what the database has of an account and this process did not put there. Blocking: it waits for rows that are
+    /// being stored. A
+    /// [`Follower`](store::follow::Follower) calls it for every change.
+    pub fn refresh(&self, store: &Store, id: &str, now_ms: u64) -> store::Result<()> {
+        let month = MonthIndex::of_ms(now_ms);
+        let _flushing = self.flush.lock();
+        let found = store.read(|connection| {
+            let tx = connection.unchecked_transaction()?;
+            Known::read(&tx, id, month)
+        })?;
+        self.entry(id).take_in(found);
+        Ok(())
+    }
+
+    /// [`Accounts::refresh`] for all of them: the change log was lost.
+    pub fn refresh_all(&self, store: &Store, now_ms: u64) -> store::Result<()> {
+        let ids: Vec<String> = store.read(|connection| {
+            let mut ids = connection.prepare("SELECT id FROM accounts")?;
+            Ok(ids.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
+        })?;
+        ids.iter().try_for_each(|id| self.refresh(store, id, now_ms))
+    }
+
+    /// To be held while rows are stored.
+    pub(crate) fn flushing(&self) -> Flushing<'_> {
+        Flushing(self.flush.lock())
+    }
+
+    /// Rows of this process were stored: its balances have these charges already.
+    pub(crate) fn flushed(&self, flushing: Flushing<'_>, charges: &Charges) {
+        for (id, charged) in charges {
+            let entry = self.entry(id);
+            let mut known = entry.known.lock();
+            known.charged = known.charged.saturating_add(charged.from_balance);
+            for (month, amount) in &charged.months {
+                known.add_to_month(*month, *amount);
+            }
+        }
+        drop(flushing.0);
+    }
+}
+
+impl Mirror for Accounts {
+    fn topic(&self) -> Topic {
+        Topic::Account
+    }
+
+    fn reload(&self, store: &Store) -> store::Result<()> {
+        self.refresh_all(store, store::now_ms())
+    }
+
+    fn refresh(&self, store: &Store, id: &str) -> store::Result<()> {
+        Accounts::refresh(self, store, id, store::now_ms())
+    }
+}
+
+impl Entry {
+    fn restored(known: Known) -> Entry {
+        let [(month, charged), (before, charged_before)] = known.months;
+        let account = Account::restored(known.balance(), month, Credits(charged));
+        if charged_before != 0 {
+            // Requests of the last month may still run; `charge` also takes from the balance, which has it already.
+            account.charge(Credits(charged_before), before);
+            if known.granted.is_some() {
+                account.grant(Credits(charged_before));
+            }
+        }
+        Entry { account: Arc::new(account), known: Mutex::new(known) }
+    }
+
+    /// Applies the difference between what the database has and what is known here.
+    fn take_in(&self, found: Known) {
+        let mut known = self.known.lock();
+        let granted = found.granted.unwrap_or(0).saturating_sub(known.granted.unwrap_or(0));
+        let charged = found.charged.saturating_sub(known.charged);
+        if found.granted.is_some() && (known.granted.is_none() || granted != charged) {
+            self.account.grant(Credits(granted.saturating_sub(charged)));
+        }
+        for (month, sum) in found.months {
+            let amount = sum.saturating_sub(known.month(month));
+            if amount != 0 {
+                // `charge` counts the month and takes from the balance; the balance was settled above.
+                self.account.charge(Credits(amount), month);
+                if self.account.has_budget() {
+                    self.account.grant(Credits(amount));
+                }
+            }
+        }
+        *known = found;
+    }
+}
+
+impl Default for Entry {
+    fn default() -> Entry {
+        Entry::restored(Known::default())
+    }
+}
+
+impl Known {
+    fn read(connection: &Connection, id: &str, month: MonthIndex) -> store::Result<Known> {
+        let sums: Option<(Option<i64>, i64)> = connection
+            .prepare_cached("SELECT granted, charged FROM accounts WHERE id = ?")?
+            .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let (granted, charged) = sums.unwrap_or_default();
+        let mut months = [(month, 0), (MonthIndex(month.0.saturating_sub(1)), 0)];
+        for (month, sum) in &mut months {
+            *sum = connection
+                .prepare_cached("SELECT charged FROM account_months WHERE account = ? AND month = ?")?
+                .query_row(params![id, month.0], |row| row.get(0))
+                .optional()?
+                .unwrap_or(0);
+        }
+        Ok(Known { granted, charged, months })
+    }
+
+    fn balance(&self) -> Option<Credits> {
+        self.granted.map(|granted| Credits(granted.saturating_sub(self.charged)))
+    }
+
+    fn month(&self, month: MonthIndex) -> i64 {
+        self.months.iter().find(|(at, _)| *at == month).map_or(0, |(_, sum)| *sum)
+    }
+
+    fn add_to_month(&mut self, month: MonthIndex, amount: i64) {
+        match self.months.iter_mut().find(|(at, _)| *at == month) {
+            Some((_, sum)) => *sum = sum.saturating_add(amount),
+            None => {
+                // A new month takes the place of the older one.
+                if let Some(oldest) = self.months.iter_mut().min_by_key(|(at, _)| *at).filter(|(at, _)| *at < month) {
+                    *oldest = (month, amount);
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Accounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Accounts").field("entries", &self.entries.len()).finish()
+    }
+}

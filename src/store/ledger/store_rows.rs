@@ -1,0 +1,409 @@
+//! Rows into the database: the ledger, the balances, the roll-ups and the outboxes in one transaction, each row once.
+
+use super::codec::source_from_number;
+use super::{End, Facts, Outcome, Pending, Row, Sink};
+use crate::engine::budget::MonthIndex;
+use crate::engine::money::{Credits, Usd};
+use crate::engine::usage::{Bucket, Usage};
+use crate::store::{self, Store, Topic, calendar};
+use rusqlite::{OptionalExtension, Transaction, params, params_from_iter, types::Value};
+use rustc_hash::FxHashMap;
+use std::fs::File;
+use std::sync::{Arc, LazyLock};
+
+/// Tables of this part.
+///
+/// `ledger.id` counts rows in the order they were stored: retention and export follow it, so no index on a time is kept.
+/// `(epoch, ticket)` tells a row that is replayed from another one that claims the same id. `cost` is in 10⁻¹² USD,
+/// `charge` and `reserved` in 10⁻⁹ credits. 64 bits hold 9.2 million USD (9.2 billion credits) per row and per roll-up cell.
+/// In roll-ups an empty text stands for "none", for a primary key has no NULL. `day` counts from 1970-01-01 and is the day
+/// a request began, UTC.
+pub const TABLES: &str = "
+CREATE TABLE ledger (
+    id                  INTEGER PRIMARY KEY,
+    request_id          TEXT NOT NULL UNIQUE,
+    epoch               INTEGER NOT NULL,
+    ticket              INTEGER NOT NULL,
+    started_ms          INTEGER NOT NULL,
+    account             TEXT NOT NULL,
+    key_id              TEXT NOT NULL,
+    asked_model         TEXT NOT NULL,
+    level               TEXT,
+    tier                TEXT,
+    idempotency_key     TEXT,
+    reserved            INTEGER,
+    model               TEXT,
+    provider            TEXT,
+    byok                INTEGER NOT NULL,
+    attempts            INTEGER NOT NULL,
+    was_fallback        INTEGER NOT NULL,
+    status              INTEGER NOT NULL,
+    \"end\"             INTEGER NOT NULL,
+    usage_source        INTEGER NOT NULL,
+    price_id            TEXT,
+    cost                INTEGER NOT NULL,
+    charge              INTEGER NOT NULL,
+    first_event_ms      INTEGER,
+    duration_ms         INTEGER NOT NULL,
+    input               INTEGER NOT NULL,
+    image_input         INTEGER NOT NULL,
+    audio_input         INTEGER NOT NULL,
+    cached_input        INTEGER NOT NULL,
+    cached_audio_input  INTEGER NOT NULL,
+    cache_write_5m      INTEGER NOT NULL,
+    cache_write_1h      INTEGER NOT NULL,
+    output              INTEGER NOT NULL,
+    reasoning           INTEGER NOT NULL,
+    audio_output        INTEGER NOT NULL,
+    image_output        INTEGER NOT NULL,
+    milliseconds        INTEGER NOT NULL,
+    images              INTEGER NOT NULL,
+    requests            INTEGER NOT NULL,
+    web_searches        INTEGER NOT NULL
+);
+CREATE TABLE rollup (
+    day                 INTEGER NOT NULL,
+    account             TEXT NOT NULL,
+    key_id              TEXT NOT NULL,
+    model               TEXT NOT NULL,
+    provider            TEXT NOT NULL,
+    level               TEXT NOT NULL,
+    rows                INTEGER NOT NULL,
+    complete            INTEGER NOT NULL,
+    failed              INTEGER NOT NULL,
+    cancelled           INTEGER NOT NULL,
+    refused             INTEGER NOT NULL,
+    fallbacks           INTEGER NOT NULL,
+    byok                INTEGER NOT NULL,
+    cost                INTEGER NOT NULL,
+    charge              INTEGER NOT NULL,
+    first_event_ms      INTEGER NOT NULL,
+    first_events        INTEGER NOT NULL,
+    duration_ms         INTEGER NOT NULL,
+    input               INTEGER NOT NULL,
+    image_input         INTEGER NOT NULL,
+    audio_input         INTEGER NOT NULL,
+    cached_input        INTEGER NOT NULL,
+    cached_audio_input  INTEGER NOT NULL,
+    cache_write_5m      INTEGER NOT NULL,
+    cache_write_1h      INTEGER NOT NULL,
+    output              INTEGER NOT NULL,
+    reasoning           INTEGER NOT NULL,
+    audio_output        INTEGER NOT NULL,
+    image_output        INTEGER NOT NULL,
+    milliseconds        INTEGER NOT NULL,
+    images              INTEGER NOT NULL,
+    requests            INTEGER NOT NULL,
+    web_searches        INTEGER NOT NULL,
+    PRIMARY KEY (day, account, key_id, model, provider, level)
+) WITHOUT ROWID;
+CREATE TABLE outbox (
+    seq        INTEGER PRIMARY KEY AUTOINCREMENT,
+    sink       INTEGER NOT NULL,
+    ledger_id  INTEGER NOT NULL,
+    stored_ms  INTEGER NOT NULL
+);
+CREATE INDEX outbox_by_sink ON outbox (sink, seq);
+CREATE TABLE export_dead (
+    sink        INTEGER NOT NULL,
+    ledger_id   INTEGER NOT NULL,
+    request_id  TEXT NOT NULL,
+    account     TEXT NOT NULL,
+    reason      TEXT NOT NULL,
+    at_ms       INTEGER NOT NULL,
+    PRIMARY KEY (sink, ledger_id)
+) WITHOUT ROWID;
+";
+
+/// Columns of the ledger but for `id`, `epoch` and `ticket`, in the order of [`read_row`].
+pub(crate) const ROW_COLUMNS: &str = "request_id, started_ms, account, key_id, asked_model, level, tier, idempotency_key, reserved, model, \
+    provider, byok, attempts, was_fallback, status, \"end\", usage_source, price_id, cost, charge, first_event_ms, duration_ms, \
+    input, image_input, audio_input, cached_input, cached_audio_input, cache_write_5m, cache_write_1h, output, reasoning, \
+    audio_output, image_output, milliseconds, images, requests, web_searches";
+
+/// Columns of [`ROW_COLUMNS`].
+pub(crate) const ROW_COLUMNS_COUNT: usize = 22 + Bucket::ALL.len();
+
+static INSERT_ROW: LazyLock<String> = LazyLock::new(|| {
+    let marks = vec!["?"; 2 + ROW_COLUMNS_COUNT].join(", ");
+    format!("INSERT INTO ledger (epoch, ticket, {ROW_COLUMNS}) VALUES ({marks}) ON CONFLICT (request_id) DO NOTHING")
+});
+
+const ROLLUP_KEYS: [&str; 6] = ["day", "account", "key_id", "model", "provider", "level"];
+
+/// Columns of a roll-up that are summed, in the order of [`Sums`].
+pub(crate) const ROLLUP_SUMS: [&str; 12 + Bucket::ALL.len()] = [
+    "rows",
+    "complete",
+    "failed",
+    "cancelled",
+    "refused",
+    "fallbacks",
+    "byok",
+    "cost",
+    "charge",
+    "first_event_ms",
+    "first_events",
+    "duration_ms",
+    "input",
+    "image_input",
+    "audio_input",
+    "cached_input",
+    "cached_audio_input",
+    "cache_write_5m",
+    "cache_write_1h",
+    "output",
+    "reasoning",
+    "audio_output",
+    "image_output",
+    "milliseconds",
+    "images",
+    "requests",
+    "web_searches",
+];
+
+static ADD_ROLLUP: LazyLock<String> = LazyLock::new(|| {
+    let columns = ROLLUP_KEYS.iter().chain(&ROLLUP_SUMS).copied().collect::<Vec<_>>().join(", ");
+    let marks = vec!["?"; ROLLUP_KEYS.len() + ROLLUP_SUMS.len()].join(", ");
+    let sums = ROLLUP_SUMS.map(|column| format!("{column} = {column} + excluded.{column}")).join(", ");
+    format!("INSERT INTO rollup ({columns}) VALUES ({marks}) ON CONFLICT ({}) DO UPDATE SET {sums}", ROLLUP_KEYS.join(", "))
+});
+
+/// What a batch came to.
+#[derive(Debug, Default)]
+pub(super) struct Stored {
+    /// For each row: the database did not have it.
+    pub(super) inserted: Vec<bool>,
+    /// What the inserted rows charged.
+    pub(super) charges: Charges,
+}
+
+/// Charges by account.
+pub(crate) type Charges = FxHashMap<Arc<str>, Charged>;
+
+/// What one account was charged by a batch of rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Charged {
+    /// Taken from its balance, nano-credits.
+    pub(crate) from_balance: i64,
+    /// By month the requests began in, nano-credits, budget or not.
+    pub(crate) months: Vec<(MonthIndex, i64)>,
+}
+
+type Sums = [i64; ROLLUP_SUMS.len()];
+type RollupKey = (i64, Arc<str>, Arc<str>, Option<Arc<str>>, Option<Arc<str>>, Option<Arc<str>>);
+
+/// Stores the rows that the database does not have, with everything that follows from them. `tell`: note the charged accounts
+/// as changed, for processes that do not have these charges in memory.
+pub(super) fn store(tx: &Transaction<'_>, rows: &[Pending], sinks: &[Sink], tell: bool) -> store::Result<Stored> {
+    let mut stored = Stored::default();
+    let mut rollups: FxHashMap<RollupKey, Sums> = FxHashMap::default();
+    let stored_ms = integer(store::now_ms());
+    for pending in rows {
+        let inserted = insert(tx, pending)?;
+        stored.inserted.push(inserted);
+        if !inserted {
+            continue;
+        }
+        if pending.row.outcome.end != End::Refused {
+            let id = tx.last_insert_rowid();
+            for sink in sinks {
+                tx.prepare_cached("INSERT INTO outbox (sink, ledger_id, stored_ms) VALUES (?, ?, ?)")?.execute(params![
+                    *sink as i64,
+                    id,
+                    stored_ms
+                ])?;
+            }
+        }
+        add_charge(&mut stored.charges, &pending.row);
+        add_rollup(&mut rollups, &pending.row);
+    }
+    for (key, sums) in &rollups {
+        let (day, account, key_id, model, provider, level) = key;
+        let keys =
+            [&**account, &**key_id, model.as_deref().unwrap_or(""), provider.as_deref().unwrap_or(""), level.as_deref().unwrap_or("")];
+        let values = std::iter::once(Value::Integer(*day))
+            .chain(keys.into_iter().map(|text| Value::Text(text.to_owned())))
+            .chain(sums.iter().map(|sum| Value::Integer(*sum)));
+        tx.prepare_cached(&ADD_ROLLUP)?.execute(params_from_iter(values))?;
+    }
+    store::accounts::charge(tx, &stored.charges)?;
+    if tell {
+        for account in stored.charges.keys() {
+            store::changed(tx, Topic::Account, account)?;
+        }
+    }
+    Ok(stored)
+}
+
+fn insert(tx: &Transaction<'_>, pending: &Pending) -> store::Result<bool> {
+    let (epoch, ticket) = (integer(pending.epoch), integer(pending.ticket));
+    let id = &pending.row.facts.request_id;
+    if insert_as(tx, epoch, ticket, id, &pending.row)? {
+        return Ok(true);
+    }
+    let found: Option<(i64, i64)> = tx
+        .prepare_cached("SELECT epoch, ticket FROM ledger WHERE request_id = ?")?
+        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    if found == Some((epoch, ticket)) {
+        return Ok(false);
+    }
+    // Two requests with one id: a defect of whoever makes ids, but no reason to lose a row.
+    insert_as(tx, epoch, ticket, &format!("{id}~{epoch:x}.{ticket:x}"), &pending.row)
+}
+
+fn insert_as(tx: &Transaction<'_>, epoch: i64, ticket: i64, id: &str, row: &Row) -> store::Result<bool> {
+    let Row { facts, outcome } = row;
+    let mut statement = tx.prepare_cached(&INSERT_ROW)?;
+    let head = params![
+        epoch,
+        ticket,
+        id,
+        integer(facts.started_ms),
+        facts.account,
+        facts.key_id,
+        facts.asked_model,
+        facts.level,
+        facts.tier,
+        facts.idempotency_key,
+        facts.reserved.map(|reserved| reserved.0),
+        outcome.model,
+        outcome.provider,
+        outcome.byok,
+        outcome.attempts,
+        outcome.was_fallback,
+        outcome.status,
+        outcome.end as u8,
+        outcome.usage_source as u8,
+        outcome.price_id,
+        cost_of(outcome),
+        outcome.charge.0,
+        outcome.first_event_ms.map(integer),
+        integer(outcome.duration_ms),
+    ];
+    for (index, value) in head.iter().enumerate() {
+        statement.raw_bind_parameter(index + 1, value)?;
+    }
+    for (index, (_, count)) in outcome.usage.iter().enumerate() {
+        statement.raw_bind_parameter(head.len() + index + 1, integer(count))?;
+    }
+    Ok(statement.raw_execute()? == 1)
+}
+
+fn add_charge(charges: &mut Charges, row: &Row) {
+    let charge = row.outcome.charge.0;
+    if charge == 0 {
+        return;
+    }
+    if !charges.contains_key(&row.facts.account) {
+        charges.insert(row.facts.account.clone(), Charged::default());
+    }
+    let Some(charged) = charges.get_mut(&row.facts.account) else { return };
+    if row.facts.reserved.is_some() {
+        charged.from_balance = charged.from_balance.saturating_add(charge);
+    }
+    let month = MonthIndex::of_ms(row.facts.started_ms);
+    match charged.months.iter_mut().find(|(at, _)| *at == month) {
+        Some((_, sum)) => *sum = sum.saturating_add(charge),
+        None => charged.months.push((month, charge)),
+    }
+}
+
+fn add_rollup(rollups: &mut FxHashMap<RollupKey, Sums>, row: &Row) {
+    let Row { facts, outcome } = row;
+    let key = (
+        calendar::day_of(facts.started_ms),
+        facts.account.clone(),
+        facts.key_id.clone(),
+        outcome.model.clone(),
+        outcome.provider.clone(),
+        facts.level.clone(),
+    );
+    let is = |end: End| i64::from(outcome.end == end);
+    let head = [
+        1,
+        is(End::Complete),
+        is(End::Failed),
+        is(End::Cancelled),
+        is(End::Refused),
+        i64::from(outcome.was_fallback),
+        i64::from(outcome.byok),
+        cost_of(outcome),
+        outcome.charge.0,
+        outcome.first_event_ms.map_or(0, integer),
+        i64::from(outcome.first_event_ms.is_some()),
+        integer(outcome.duration_ms),
+    ];
+    let values = head.into_iter().chain(outcome.usage.iter().map(|(_, count)| integer(count)));
+    let sums = rollups.entry(key).or_insert([0; ROLLUP_SUMS.len()]);
+    for (sum, value) in sums.iter_mut().zip(values) {
+        *sum = sum.saturating_add(value);
+    }
+}
+
+/// Reads a row from a query whose columns from `first` on are [`ROW_COLUMNS`].
+pub(crate) fn read_row(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Row> {
+    let mut usage = Usage::default();
+    for (index, bucket) in Bucket::ALL.into_iter().enumerate() {
+        usage.set(bucket, natural(row.get(first + 22 + index)?));
+    }
+    let text = |index: usize| row.get::<_, Option<String>>(first + index).map(|text| text.map(Arc::from));
+    Ok(Row {
+        facts: Facts {
+            request_id: row.get(first)?,
+            started_ms: natural(row.get(first + 1)?),
+            account: row.get(first + 2)?,
+            key_id: row.get(first + 3)?,
+            asked_model: row.get(first + 4)?,
+            level: text(5)?,
+            tier: text(6)?,
+            idempotency_key: row.get(first + 7)?,
+            reserved: row.get::<_, Option<i64>>(first + 8)?.map(Credits),
+        },
+        outcome: Outcome {
+            model: text(9)?,
+            provider: text(10)?,
+            byok: row.get(first + 11)?,
+            attempts: row.get(first + 12)?,
+            was_fallback: row.get(first + 13)?,
+            status: row.get(first + 14)?,
+            end: End::from_number(row.get(first + 15)?).unwrap_or(End::Failed),
+            usage_source: source_from_number(row.get(first + 16)?).unwrap_or_default(),
+            price_id: text(17)?,
+            cost: Usd(i128::from(row.get::<_, i64>(first + 18)?)),
+            charge: Credits(row.get(first + 19)?),
+            first_event_ms: row.get::<_, Option<i64>>(first + 20)?.map(natural),
+            duration_ms: natural(row.get(first + 21)?),
+            usage,
+        },
+    })
+}
+
+/// Makes what was committed safe against power loss: with WAL and `synchronous = NORMAL` a commit is in the WAL file's
+/// pages, and SQLite itself syncs the WAL before it copies pages from it and the database before it starts the WAL anew
+/// (<https://www.sqlite.org/pragma.html#pragma_synchronous>). So one sync of the WAL file is enough, and far cheaper than
+/// one for each commit.
+pub(super) fn sync_database(store: &Store) -> store::Result<()> {
+    let Some(path) = store.path() else { return Ok(()) };
+    let mut wal = path.as_os_str().to_owned();
+    wal.push("-wal");
+    // The store holds the database open, so its WAL file exists as long as something was written.
+    match File::open(&wal).and_then(|file| file.sync_data()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(store::Error::Io(wal.into(), error)),
+        _ => Ok(()),
+    }
+}
+
+/// SQLite's integers are signed; counts and times beyond them do not occur and stop there.
+fn integer(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn natural(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+fn cost_of(outcome: &Outcome) -> i64 {
+    i64::try_from(outcome.cost.0).unwrap_or(if outcome.cost.0 < 0 { i64::MIN } else { i64::MAX })
+}

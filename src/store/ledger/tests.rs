@@ -1,0 +1,191 @@
+//! Real files and a real database; a process that dies is a real child process that is killed.
+
+use super::row::tests::full_row;
+use super::*;
+use crate::engine::budget::{MonthIndex, Terms};
+use crate::engine::money::{Credits, Usd};
+use crate::store::accounts::{self, grant, standing};
+use crate::store::journal::RECORD_BYTES_MAX;
+use std::path::Path;
+
+const SMALL: Layout = Layout { segment_bytes: 4 * RECORD_BYTES_MAX, segments_max: 64, shards: 2 };
+
+fn settings() -> Settings {
+    Settings { layout: SMALL, ..Settings::default() }
+}
+
+fn store_in(folder: &Path) -> Store {
+    Store::open(&format!("sqlite:{}/weir.db", folder.display())).unwrap()
+}
+
+fn row(id: &str, account: &str, charge: i64) -> Row {
+    let mut row = full_row(id);
+    row.facts.account = account.into();
+    row.outcome.charge = Credits(charge);
+    row
+}
+
+/// Closes a row and waits until it counts as safe.
+fn write(ledger: &Ledger, row: Row) {
+    let closed = ledger.open(row.facts).unwrap().close(row.outcome);
+    futures_block(closed.safe());
+}
+
+fn futures_block(future: impl Future) {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future);
+}
+
+fn rows_in(store: &Store) -> Vec<Row> {
+    store
+        .read(|connection| {
+            let mut query = connection.prepare(&format!("SELECT {} FROM ledger ORDER BY id", store_rows::ROW_COLUMNS))?;
+            Ok(query.query_map([], |row| store_rows::read_row(row, 0))?.collect::<rusqlite::Result<_>>()?)
+        })
+        .unwrap()
+}
+
+fn assert_consistent(store: &Store) {
+    assert_eq!(store.read(accounts::verify).unwrap(), Vec::<String>::new());
+}
+
+fn balance(store: &Store, account: &str) -> Option<i64> {
+    store.read(|connection| standing(connection, account, MonthIndex(0))).unwrap().balance.map(|balance| balance.0)
+}
+
+/// A copy of everything on disk at this moment, as a killed process would leave it.
+fn image(store: &Store) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    // Inside a transaction nobody else writes to the database.
+    store.write(|_| Ok(copy_folder(store.path().unwrap().parent().unwrap(), copy.path()))).unwrap();
+    copy
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy_folder(&entry.path(), &to);
+        } else if !entry.file_name().to_str().unwrap().ends_with("-shm") {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_row_comes_back_whole_and_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    let ledger = Ledger::start(&store, settings()).unwrap();
+    let expected = full_row("01J");
+    write(&ledger, expected.clone());
+    assert!(ledger.flush());
+    assert_eq!(rows_in(&store), [expected]);
+    assert_eq!(ledger.pending(), 0);
+    ledger.shutdown();
+    // Nothing is left to replay, and nothing on disk but the folder's lock.
+    let left: Vec<_> = std::fs::read_dir(folder.path().join("weir.db.journal")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["folder.lock"]);
+    assert_consistent(&store);
+}
+
+#[test]
+fn a_store_in_memory_keeps_rows_without_a_journal() {
+    let store = Store::in_memory().unwrap();
+    let ledger = Ledger::start(&store, settings()).unwrap();
+    write(&ledger, full_row("a"));
+    assert!(ledger.flush());
+    assert_eq!(rows_in(&store), [full_row("a")]);
+    ledger.shutdown();
+}
+
+#[test]
+fn what_a_crash_leaves_in_the_journal_is_stored_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::start(&store_in(folder.path()), settings()).unwrap();
+    for n in 0..200 {
+        write(&ledger, row(&format!("r{n}"), "acme", 3));
+    }
+    let mut open = ledger.open(full_row("with progress").facts).unwrap();
+    let mut progress = full_row("").outcome;
+    progress.charge = Credits(11);
+    open.progress(1000, || progress.clone());
+    let silent = ledger.open(full_row("silent").facts).unwrap();
+    let crashed = image(&ledger.inner.store);
+    let store = store_in(crashed.path());
+    for _ in 0..2 {
+        // The second start finds nothing left to do.
+        let ledger = Ledger::start(&store, settings()).unwrap();
+        let rows = rows_in(&store);
+        assert_eq!(rows.len(), 202);
+        let failed: Vec<_> = rows.iter().filter(|row| row.outcome.end == End::Failed).collect();
+        assert_eq!(failed.len(), 2);
+        let known = failed.iter().find(|row| &*row.facts.request_id == "with progress").unwrap();
+        assert_eq!((known.outcome.charge, known.outcome.usage), (Credits(11), progress.usage));
+        assert!(failed.iter().any(|row| &*row.facts.request_id == "silent" && row.outcome.cost == Usd(0)));
+        assert_consistent(&store);
+        ledger.shutdown();
+    }
+    drop((open, silent));
+    ledger.shutdown();
+}
+
+#[test]
+fn two_requests_with_one_id_are_two_rows() {
+    let store = Store::in_memory().unwrap();
+    let ledger = Ledger::start(&store, settings()).unwrap();
+    write(&ledger, row("same", "acme", 1));
+    write(&ledger, row("same", "acme", 2));
+    assert!(ledger.flush());
+    let ids: Vec<_> = rows_in(&store).into_iter().map(|row| row.facts.request_id).collect();
+    assert_eq!(ids.len(), 2);
+    assert!(&*ids[0] == "same" && ids[1].starts_with("same~"), "{ids:?}");
+    ledger.shutdown();
+}
+
+#[test]
+fn balances_follow_grants_and_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    let ledger = Ledger::start(&store, settings()).unwrap();
+    // Before it has a budget, charges are counted in the month alone.
+    let mut free = row("r0", "acme", 1_000);
+    free.facts.reserved = None;
+    let month = MonthIndex::of_ms(free.facts.started_ms);
+    ledger.accounts().of("acme").reserve(Credits(0), Terms { month, monthly_cap: None }).unwrap().settle(Credits(1_000));
+    write(&ledger, free);
+    assert!(ledger.flush());
+    assert_eq!(balance(&store, "acme"), None);
+    // As `weir key create --credits` in another process would.
+    let other = store_in(folder.path());
+    other.write(|tx| grant(tx, "acme", Credits(500), "first", 1)).unwrap();
+    let now_ms = full_row("").facts.started_ms;
+    ledger.accounts().refresh(&store, "acme", now_ms).unwrap();
+    let account = ledger.accounts().of("acme");
+    let memory = || account.balances(month).balance.map(|balance| balance.0);
+    assert_eq!((memory(), balance(&store, "acme")), (Some(500), Some(500)));
+    // Reserved and settled in memory, stored a moment later; refreshing at any time changes nothing.
+    let reservation = account.reserve(Credits(300), Terms { month, monthly_cap: None }).unwrap();
+    let ticket = ledger.open(row("r1", "acme", 0).facts).unwrap();
+    let _ = ticket.close(row("r1", "acme", 120).outcome);
+    reservation.settle(Credits(120));
+    ledger.accounts().refresh(&store, "acme", now_ms).unwrap();
+    assert!(ledger.flush());
+    ledger.accounts().refresh(&store, "acme", now_ms).unwrap();
+    assert_eq!((memory(), balance(&store, "acme")), (Some(380), Some(380)));
+    // Taking credits away, and a charge that another process stored (an old server that drains).
+    other.write(|tx| grant(tx, "acme", Credits(-80), "refund", 2)).unwrap();
+    let old = Ledger::start(&other, settings()).unwrap();
+    write(&old, row("r2", "acme", 40));
+    assert!(old.flush());
+    ledger.accounts().refresh(&store, "acme", now_ms).unwrap();
+    assert_eq!((memory(), balance(&store, "acme")), (Some(260), Some(260)));
+    assert_eq!(account.balances(month).used_this_month, Credits(1_160));
+    assert_consistent(&store);
+    old.shutdown();
+    ledger.shutdown();
+    // After a restart the memory is the same.
+    let again = Accounts::load(&store, now_ms).unwrap();
+    let balances = again.of("acme").balances(month);
+    assert_eq!((balances.balance, balances.used_this_month), (Some(Credits(260)), Credits(1_160)));
+}

@@ -1,1 +1,0 @@
-//! Asking a provider whether a key works.

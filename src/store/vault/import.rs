@@ -1,1 +1,0 @@
-//! Taking keys over from files.
