@@ -3,3 +3,4 @@ pub mod prices;
 pub mod problem;
 pub mod routing;
 pub mod walk;
+pub mod weir_toml;

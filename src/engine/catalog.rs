@@ -6,7 +6,7 @@
 
 use super::dialect::Endpoint;
 use super::health::{ProviderState, TargetState};
-use super::money::{Factor, Credits};
+use super::money::{Credits, Factor};
 use super::price::Price;
 use super::provider::Kind;
 use rustc_hash::FxHashMap;
@@ -33,7 +33,7 @@ pub struct Catalog {
 }
 
 /// A configured provider: where it is and how to treat it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Provider {
     /// The table's name in `routing.toml`.
     pub name: Arc<str>,
@@ -117,7 +117,7 @@ pub enum OnDisconnect {
 }
 
 /// A model as callers name it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Model {
     /// The callers' name.
     pub name: Arc<str>,
@@ -142,7 +142,7 @@ pub struct Model {
 }
 
 /// One provider's model behind a callers' name.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Target {
     /// The provider.
     pub provider: Arc<Provider>,
@@ -150,6 +150,8 @@ pub struct Target {
     pub model: Arc<str>,
     /// The provider's name of the model.
     pub upstream_model: Arc<str>,
+    /// Lower is asked first: the target's own, or else the provider's.
+    pub priority: u32,
     /// Share inside its priority group.
     pub weight: u32,
     /// What it costs.
@@ -287,6 +289,39 @@ pub struct Routing {
 impl Default for Routing {
     fn default() -> Routing {
         Routing { infer: true, default_tier: None }
+    }
+}
+
+impl Catalog {
+    /// Takes over from `old` what outlives a reload: the live state of providers and targets of the same name. Called once,
+    /// before this catalog is shared.
+    pub fn adopt(&mut self, old: &Catalog) {
+        for (name, provider) in &mut self.providers {
+            if let Some(before) = old.providers.get(name) {
+                Arc::make_mut(provider).state = Arc::clone(&before.state);
+            }
+        }
+        for (name, model) in &mut self.models {
+            let before = old.models.get(name);
+            for target in &mut Arc::make_mut(model).targets {
+                let same = before.and_then(|model| model.targets.iter().find(|other| other.is_at(target)));
+                let target = Arc::make_mut(target);
+                // The provider was replaced above; targets made from configuration have one of the catalog's.
+                if let Some(provider) = self.providers.get(&target.provider.name) {
+                    target.provider = Arc::clone(provider);
+                }
+                if let Some(same) = same {
+                    target.state = Arc::clone(&same.state);
+                }
+            }
+        }
+    }
+}
+
+impl Target {
+    /// Whether the other is the same provider's same model.
+    fn is_at(&self, other: &Target) -> bool {
+        self.upstream_model == other.upstream_model && self.provider.name == other.provider.name
     }
 }
 

@@ -4,6 +4,7 @@
 //! the file can still replace it; ship the log elsewhere if that matters.)
 
 use super::{Error, Result, Store};
+use crate::engine::refusal::scrub;
 use rusqlite::{Transaction, params};
 use serde::Serialize;
 
@@ -86,8 +87,10 @@ pub fn audited<T>(
             // SQLite's text may quote a value.
             _ => "the store failed".to_owned(),
         };
+        // A subject that led nowhere is what somebody typed; it may be a key pasted in the wrong place.
+        let subject = scrub(subject);
         // When even this fails the store is gone, and the first error says so.
-        let _ = store.write(|tx| record(tx, actor, action, subject, &why, now_ms));
+        let _ = store.write(|tx| record(tx, actor, action, &subject, &why, now_ms));
     }
     done
 }
@@ -137,6 +140,14 @@ mod tests {
         let told: Vec<_> = rows.iter().map(|row| (row.action.as_str(), row.subject.as_str(), row.result.as_str(), row.at_ms)).collect();
         assert_eq!(told, [("key.revoke", "key_2", "no such key", 6), ("key.create", "key_1", "ok", 5)]);
         assert_eq!(read(&store, Some(rows[0].seq), 10).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_key_typed_as_an_id_is_not_recorded() {
+        let store = Store::in_memory().unwrap();
+        let pasted = format!("wk_{}", "q7Zx".repeat(10));
+        audited::<()>(&store, ACTOR, "key.revoke", &pasted, 6, |_| Err(Error::Invalid("no such key".into()))).unwrap_err();
+        assert_eq!(read(&store, None, 1).unwrap()[0].subject, "***");
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Callers' keys in memory: a map from a secret's hash to its key, read without a lock.
 
 use super::follow::Mirror;
-use super::keys::{self, LENGTH, Loaded, PREFIX, Scopes};
+use super::keys::{self, LENGTH, Loaded, PREFIX};
 use super::{Result, Store, Topic};
 use crate::engine::limit::Limits;
+use crate::engine::policy::{OPEN, Scopes};
 use parking_lot::Mutex;
 use rusqlite::params;
 use std::collections::{HashMap, HashSet};
@@ -26,8 +27,8 @@ pub struct CallerKey {
     pub account_id: Arc<str>,
     /// Its tier; `None`: the default tier.
     pub tier: Option<Arc<str>>,
-    /// What it may be used for; `None`: everything its tier opens.
-    pub scopes: Option<Box<Scopes>>,
+    /// `None`: everything its tier opens.
+    scopes: Option<Box<Scopes>>,
     /// When the secret it was found by stops, in milliseconds since the Unix epoch; `u64::MAX`: never.
     pub expires_ms: u64,
     /// It was made with credits: its account must exist in the ledger's map, or it must not spend.
@@ -63,19 +64,9 @@ impl CallerKey {
         self.limits.as_deref().copied().unwrap_or_default()
     }
 
-    /// Whether the path (without its query) may be called.
-    pub fn allows_path(&self, path: &str) -> bool {
-        self.scopes.as_ref().is_none_or(|scopes| scopes.allows_path(path))
-    }
-
-    /// Whether the model may be asked.
-    pub fn allows_model(&self, model: &str) -> bool {
-        self.scopes.as_ref().is_none_or(|scopes| scopes.allows_model(model))
-    }
-
-    /// Whether the level may be asked.
-    pub fn allows_level(&self, level: &str) -> bool {
-        self.scopes.as_ref().is_none_or(|scopes| scopes.allows_level(level))
+    /// What it may be used for.
+    pub fn scopes(&self) -> &Scopes {
+        self.scopes.as_deref().unwrap_or(&OPEN)
     }
 }
 

@@ -12,10 +12,14 @@ const MASK_SHOWS_FROM: usize = 16;
 pub struct Secret(Zeroizing<Box<str>>);
 
 impl Secret {
-    /// Takes the text over. A `String` with spare capacity is copied and its buffer zeroed.
+    /// Takes the text over; its buffer is zeroed, spare capacity included.
     pub fn new(text: String) -> Secret {
-        let text = Zeroizing::new(text);
-        Secret(Zeroizing::new(Box::from(text.as_str())))
+        Secret::copied(&Zeroizing::new(text))
+    }
+
+    /// A copy of a text whose owner zeroes its own.
+    pub fn copied(text: &str) -> Secret {
+        Secret(Zeroizing::new(Box::from(text)))
     }
 
     /// The text, for the one place that sends or hashes it.

@@ -168,6 +168,9 @@ fn boundary(content_type: &str) -> Result<Cow<'_, [u8]>, BadBody> {
     Err(BadBody::Multipart("the content type names no boundary"))
 }
 
+/// Key and value.
+type Parameter<'a> = (&'a [u8], Cow<'a, [u8]>);
+
 const MALFORMED: &str = "a header parameter is malformed";
 
 /// The parameters of a header value: `; key=value` or `; key="value"`.
@@ -187,7 +190,7 @@ impl<'a> Parameters<'a> {
 }
 
 impl<'a> Iterator for Parameters<'a> {
-    type Item = Result<(&'a [u8], Cow<'a, [u8]>), BadBody>;
+    type Item = Result<Parameter<'a>, BadBody>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let rest = self.rest.trim_ascii_start();
@@ -200,19 +203,19 @@ impl<'a> Iterator for Parameters<'a> {
             Some(rest) => rest,
             None => return Some(Err(BadBody::Multipart(MALFORMED))),
         };
-        let Some((key, value, rest)) = parameter(rest) else { return Some(Err(BadBody::Multipart(MALFORMED))) };
+        let Some((parameter, rest)) = parameter(rest) else { return Some(Err(BadBody::Multipart(MALFORMED))) };
         self.rest = rest;
-        Some(Ok((key, value)))
+        Some(Ok(parameter))
     }
 }
 
 /// One parameter and what follows it.
-fn parameter(text: &[u8]) -> Option<(&[u8], Cow<'_, [u8]>, &[u8])> {
+fn parameter(text: &[u8]) -> Option<(Parameter<'_>, &[u8])> {
     let equals = memchr::memchr(b'=', text)?;
     let (key, value) = (text[..equals].trim_ascii_end(), text[equals + 1..].trim_ascii_start());
     let Some(quoted) = value.strip_prefix(b"\"") else {
         let end = memchr::memchr(b';', value).unwrap_or(value.len());
-        return Some((key, Cow::Borrowed(value[..end].trim_ascii_end()), &value[end..]));
+        return Some(((key, Cow::Borrowed(value[..end].trim_ascii_end())), &value[end..]));
     };
     let mut unescaped = Vec::new();
     let mut from = 0;
@@ -227,7 +230,7 @@ fn parameter(text: &[u8]) -> Option<(&[u8], Cow<'_, [u8]>, &[u8])> {
             }
             (b'"', _) => {
                 unescaped.extend_from_slice(&quoted[from..stop]);
-                return Some((key, Cow::Owned(unescaped), &quoted[stop + 1..]));
+                return Some(((key, Cow::Owned(unescaped)), &quoted[stop + 1..]));
             }
             _ => {
                 unescaped.extend_from_slice(&quoted[from..stop + 1]);

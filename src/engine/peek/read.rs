@@ -99,7 +99,7 @@ pub fn include_usage(stream_options: &[u8]) -> Vec<(Range<usize>, bool)> {
     let mut reader = Reader::new(stream_options);
     // Validated: there is no error to tell.
     let _ = reader.members(0, |reader, key| {
-        let (value, at) = reader.value(Place::Skip, 1)?;
+        let (value, at) = reader.located(Place::Skip, 1)?;
         if reader.scan.is_word(key, b"include_usage") {
             found.push((at, value == Found::Bool(true)));
         }
@@ -132,7 +132,7 @@ impl<'a> Reader<'a> {
         self.members(1, |reader, key| {
             let mut buffer = [0; WORD_MAX];
             let field = Field::of(endpoint, reader.scan.unescaped(key, &mut buffer));
-            let (found, at) = reader.value(field.place(), 1)?;
+            let (found, at) = reader.located(field.place(), 1)?;
             if wrong.is_ok() {
                 wrong = reader.note(field, found, at);
             }
@@ -209,8 +209,16 @@ impl<'a> Reader<'a> {
         peek
     }
 
+    /// Reads one value inside of `depth` objects and arrays, and says where it stands.
+    fn located(&mut self, place: Place, depth: usize) -> Result<(Found, Range<usize>), BadBody> {
+        self.scan.peek();
+        let start = self.scan.at();
+        let found = self.value(place, depth)?;
+        Ok((found, start..self.scan.at()))
+    }
+
     /// Reads one value inside of `depth` objects and arrays.
-    fn value(&mut self, place: Place, depth: usize) -> Result<(Found, Range<usize>), BadBody> {
+    fn value(&mut self, place: Place, depth: usize) -> Result<Found, BadBody> {
         let first = self.scan.peek();
         let start = self.scan.at();
         let found = match first {
@@ -236,11 +244,10 @@ impl<'a> Reader<'a> {
             Some(b'f') => self.scan.literal(b"false").map(|()| Found::Bool(false))?,
             _ => return self.scan.fail("a value"),
         };
-        let at = start..self.scan.at();
         if place == Place::Everything && matches!(found, Found::Number | Found::Bool(_) | Found::Null) {
-            self.peek.text_bytes += at.len() as u64;
+            self.peek.text_bytes += (self.scan.at() - start) as u64;
         }
-        Ok((found, at))
+        Ok(found)
     }
 
     /// Reads an array; the number of its elements.
@@ -249,7 +256,7 @@ impl<'a> Reader<'a> {
         let mut elements = 0;
         let mut more = self.scan.is_inhabited(b']')?;
         while more {
-            let (found, _) = self.value(place, depth)?;
+            let found = self.value(place, depth)?;
             elements += 1;
             match (place, found) {
                 (Place::Text | Place::Items, Found::Number) => self.peek.token_ids += 1,
@@ -278,7 +285,7 @@ impl<'a> Reader<'a> {
         self.members(depth, |reader, key| {
             let mut buffer = [0; WORD_MAX];
             let key = reader.scan.unescaped(key, &mut buffer);
-            let (found, at) = reader.value(place.member(key), depth)?;
+            let (found, at) = reader.located(place.member(key), depth)?;
             match (key, found) {
                 (b"content", _) => noted.content = at,
                 (b"data", Found::Text(text)) => noted.data_len = text.len,

@@ -23,6 +23,8 @@ pub struct Text {
 pub struct Scanner<'a> {
     body: &'a [u8],
     at: usize,
+    /// The body from here on is known to be UTF-8.
+    is_utf8: bool,
 }
 
 impl Text {
@@ -34,7 +36,7 @@ impl Text {
 
 impl<'a> Scanner<'a> {
     pub fn new(body: &'a [u8]) -> Scanner<'a> {
-        Scanner { body, at: 0 }
+        Scanner { body, at: 0, is_utf8: false }
     }
 
     pub fn at(&self) -> usize {
@@ -121,17 +123,24 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// A number; its place.
-    pub fn number(&mut self) -> Result<Range<usize>, BadBody> {
+    /// A number.
+    pub fn number(&mut self) -> Result<(), BadBody> {
         let start = self.at;
-        if self.body.get(self.at) == Some(&b'-') {
+        if self.body[start] == b'-' {
             self.at += 1;
         }
         match self.body.get(self.at) {
             Some(b'0') => self.at += 1,
-            Some(b'1'..=b'9') => self.digits(),
-            _ => return self.fail("a digit"),
+            _ => self.some_digits()?,
         }
+        if matches!(self.body.get(self.at), Some(b'.' | b'e' | b'E')) || self.at - start > SURELY_FINITE_DIGITS {
+            return self.fraction(start);
+        }
+        Ok(())
+    }
+
+    /// The rest of a number that is not a short integer.
+    fn fraction(&mut self, start: usize) -> Result<(), BadBody> {
         let mut is_large = self.at - start > SURELY_FINITE_DIGITS;
         if self.body.get(self.at) == Some(&b'.') {
             self.at += 1;
@@ -148,33 +157,71 @@ impl<'a> Scanner<'a> {
         if is_large && !is_finite(&self.body[start..self.at]) {
             return Err(BadBody::Json(start, "a number in the range of a double"));
         }
-        Ok(start..self.at)
+        Ok(())
     }
 
-    /// A string whose opening quote was taken; takes the closing one.
-    #[inline]
+    /// A string whose opening quote was taken; takes the closing one. Names and the pieces between escapes are skipped by words,
+    /// long runs by vectors.
     pub fn string(&mut self) -> Result<Text, BadBody> {
         let start = self.at;
-        let mut len = 0;
-        let mut is_ascii = true;
+        // Bytes that escapes are longer than what they stand for.
+        let mut excess = 0;
+        // High bits of what was passed, perhaps of bytes behind the string too: then UTF-8 is checked without need.
+        let mut beyond_ascii = 0;
+        let mut words = 0;
         loop {
-            let run = plain_run(&self.body[self.at..]);
-            is_ascii &= run.is_ascii;
-            len += run.len;
-            self.at += run.len;
-            match self.body.get(self.at) {
-                Some(b'"') => break,
-                Some(b'\\') => len += self.escape()?.len_utf8(),
-                Some(_) => return self.fail("an escape instead of a control character"),
-                None => return self.fail("a closing quote"),
+            if let Some(word) = self.body[self.at..].first_chunk() {
+                let word = u64::from_le_bytes(*word);
+                beyond_ascii |= word;
+                let special = special_bits(word);
+                if special == 0 {
+                    self.at += 8;
+                    words += 1;
+                    if words == SHORT_RUN_WORDS {
+                        self.at += long_run(&self.body[self.at..], &mut beyond_ascii);
+                        words = 0;
+                    }
+                    continue;
+                }
+                self.at += special.trailing_zeros() as usize / 8;
+            } else {
+                self.at += long_run(&self.body[self.at..], &mut beyond_ascii);
             }
+            let stop = self.at;
+            match (self.body.get(stop), self.body.get(stop + 1)) {
+                (Some(b'"'), _) => break,
+                (Some(b'\\'), Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't')) => {
+                    excess += 1;
+                    self.at += 2;
+                }
+                (Some(b'\\'), _) => {
+                    let character = self.escape()?;
+                    excess += self.at - stop - character.len_utf8();
+                }
+                (Some(_), _) => return self.fail("an escape instead of a control character"),
+                (None, _) => return self.fail("a closing quote"),
+            }
+            words = 0;
         }
         let end = self.at;
         self.at += 1;
-        if !is_ascii && let Err(error) = std::str::from_utf8(&self.body[start..end]) {
-            return Err(BadBody::Json(start + error.valid_up_to(), "UTF-8"));
+        if beyond_ascii & HIGH_BITS != 0 {
+            self.check_utf8(start)?;
         }
-        Ok(Text { start, end, len })
+        Ok(Text { start, end, len: end - start - excess })
+    }
+
+    /// The rest of the body is UTF-8; looked at once.
+    fn check_utf8(&mut self, start: usize) -> Result<(), BadBody> {
+        if !self.is_utf8 {
+            let rest = &self.body[start..];
+            if simdutf8::basic::from_utf8(rest).is_err() {
+                let valid = std::str::from_utf8(rest).map_or_else(|error| error.valid_up_to(), str::len);
+                return Err(BadBody::Json(start + valid, "UTF-8"));
+            }
+            self.is_utf8 = true;
+        }
+        Ok(())
     }
 
     /// A string's bytes unescaped, borrowed where no escape is in it, else through `buffer`; what does not fit is cut.
@@ -185,7 +232,7 @@ impl<'a> Scanner<'a> {
         if text.is_plain() {
             return &self.body[text.start..text.end];
         }
-        let mut from = Scanner { body: &self.body[..text.end], at: text.start };
+        let mut from = Scanner { body: &self.body[..text.end], at: text.start, is_utf8: true };
         let mut filled = 0;
         while filled < buffer.len() && from.at < text.end {
             let byte = from.body[from.at];
@@ -257,16 +304,10 @@ impl<'a> Scanner<'a> {
         Ok(unit)
     }
 
-    fn digits(&mut self) {
-        while let Some(b'0'..=b'9') = self.body.get(self.at) {
-            self.at += 1;
-        }
-    }
-
     fn some_digits(&mut self) -> Result<(), BadBody> {
-        let start = self.at;
-        self.digits();
-        if self.at == start { self.fail("a digit") } else { Ok(()) }
+        let digits = self.body[self.at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        self.at += digits;
+        if digits == 0 { self.fail("a digit") } else { Ok(()) }
     }
 }
 
@@ -275,62 +316,29 @@ fn is_finite(number: &[u8]) -> bool {
     std::str::from_utf8(number).is_ok_and(|text| text.parse::<f64>().is_ok_and(f64::is_finite))
 }
 
-/// Bytes up to the first quote, backslash or control character.
-struct Run {
-    len: usize,
-    is_ascii: bool,
+/// Words without anything special before a run is taken for a long one.
+const SHORT_RUN_WORDS: usize = 4;
+
+/// The length of a run up to a quote, a backslash or a control character; the bits of its bytes are added to `all_bits`.
+#[inline(never)]
+fn long_run(bytes: &[u8], all_bits: &mut u64) -> usize {
+    let end = memchr::memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
+    // One pass without an early exit, so that it compiles to vector code.
+    let (least, all) = bytes[..end].iter().fold((u8::MAX, 0), |(least, all), byte| (least.min(*byte), all | byte));
+    *all_bits |= u64::from_le_bytes([all; 8]);
+    if least >= b' ' { end } else { bytes.iter().take_while(|byte| **byte >= b' ').count() }
 }
 
 const ONES: u64 = u64::MAX / 255;
 const HIGH_BITS: u64 = ONES << 7;
 
-/// The length of a run of bytes that need no look. The folds below have no early exit so that they compile to vector code.
-#[inline]
-fn plain_run(bytes: &[u8]) -> Run {
-    let mut len = 0;
-    let mut is_ascii = true;
-    for chunk in bytes.as_chunks::<32>().0 {
-        if chunk.iter().fold(false, |hit, byte| hit | is_special(*byte)) {
-            break;
-        }
-        is_ascii &= chunk.iter().fold(true, |ascii, byte| ascii & byte.is_ascii());
-        len += chunk.len();
-    }
-    let (words, tail) = bytes[len..].as_chunks::<8>();
-    for word in words {
-        let word = u64::from_le_bytes(*word);
-        let hits = special_bits(word);
-        if hits != 0 {
-            let bits_before = hits.trailing_zeros() & !7;
-            is_ascii &= word & HIGH_BITS & ((1 << bits_before) - 1) == 0;
-            return Run { len: len + bits_before as usize / 8, is_ascii };
-        }
-        is_ascii &= word & HIGH_BITS == 0;
-        len += 8;
-    }
-    for byte in tail {
-        if is_special(*byte) {
-            break;
-        }
-        is_ascii &= byte.is_ascii();
-        len += 1;
-    }
-    Run { len, is_ascii }
-}
-
-/// A byte that ends a run: a quote, a backslash or a control character.
-#[inline]
-fn is_special(byte: u8) -> bool {
-    (byte < 0x20) | (byte == b'"') | (byte == b'\\')
-}
-
-/// The high bit of each special byte of a word. Bits above the lowest one may be wrong (a borrow), the lowest is exact.
+/// The high bit of each byte of a word that ends a run: a quote, a backslash or a control character.
 #[inline]
 fn special_bits(word: u64) -> u64 {
-    let quotes = word ^ (ONES * b'"' as u64);
-    let backslashes = word ^ (ONES * b'\\' as u64);
-    let control = word.wrapping_sub(ONES * 0x20) & !word;
-    let quote = quotes.wrapping_sub(ONES) & !quotes;
-    let backslash = backslashes.wrapping_sub(ONES) & !backslashes;
-    (control | quote | backslash) & HIGH_BITS
+    // Seven bits a byte, so that no sum carries into the next byte: a sum sets the high bit of a byte that is not special.
+    let low = word & !HIGH_BITS;
+    let not_quote = (low ^ (ONES * b'"' as u64)) + ONES * 0x7F;
+    let not_backslash = (low ^ (ONES * b'\\' as u64)) + ONES * 0x7F;
+    let not_control = low + ONES * (0x80 - 0x20);
+    !(not_quote & not_backslash & not_control | word) & HIGH_BITS
 }

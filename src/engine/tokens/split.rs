@@ -74,8 +74,8 @@ pub(super) fn each_piece<'t>(encoding: Encoding, text: &'t str, mut piece: impl 
 
 /// Where the piece from `start` ends, given where the pattern's match ended.
 ///
-/// Only `\s+` matches something that ends in white space other than a line break. There the true pattern leaves the last white space to what
-/// follows, if something follows and this is not all.
+/// Only `\s+` matches something that ends in white space other than a line break. There the true pattern leaves the last white space to
+/// what follows, if something follows and this is not all.
 fn piece_end(text: &str, start: usize, matched: usize) -> usize {
     if matched == text.len() {
         return matched;

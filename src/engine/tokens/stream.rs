@@ -11,8 +11,8 @@ use super::{Family, count_plain, merge, split};
 /// answers end before it.
 const SCAN_AT_BYTES: usize = 4 << 10;
 
-/// The most text held, in bytes. Two pieces longer than this (no text for people has them: white space, one letter over and over) are counted as if
-/// the text ended here, which can cost a token for each such cut.
+/// The most text held, in bytes. Two pieces longer than this (no text for people has them: white space, one letter over and over) are
+/// counted as if the text ended here, which can cost a token for each such cut.
 const MAX_OPEN_BYTES: usize = 64 << 10;
 
 /// How many pieces at the end of a text can still change.
@@ -20,8 +20,8 @@ const OPEN_PIECES: usize = 2;
 
 /// Counts text that arrives in pieces; equal to counting the whole.
 ///
-/// Bytes that are not UTF-8 count as the replacement character, as [`String::from_utf8_lossy`] puts it. Holds at most 64 KiB of text, seldom
-/// more than 4.
+/// Bytes that are not UTF-8 count as the replacement character, as [`String::from_utf8_lossy`] puts it. Holds at most 64 KiB of text,
+/// seldom more than 4.
 #[derive(Debug)]
 pub struct Stream {
     family: Family,

@@ -1,6 +1,11 @@
 //! The peek against serde_json: what one accepts the other does, and an edit changes what it says and nothing else.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use super::*;
+
+mod fields;
+mod form;
 use crate::engine::dialect::Endpoint;
 use bytes::Bytes;
 use proptest::prelude::*;

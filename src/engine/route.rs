@@ -1,1 +1,0 @@
-//! The plan of attempts and what to try after which outcome.

@@ -1,0 +1,1 @@
+//! Asking a provider whether a key works.

@@ -1,0 +1,1 @@
+//! Taking keys over from files.
