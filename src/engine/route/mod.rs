@@ -48,7 +48,7 @@ pub struct Ask<'a> {
     pub endpoint: Endpoint,
     /// What the target must be able to do.
     pub needs: Capabilities,
-    /// Tokens of the prompt, estimated.
+    /// Tokens of the prompt, estimated (rather too many).
     pub prompt_tokens: u64,
     /// The output cap the request names.
     pub max_output: Option<u64>,

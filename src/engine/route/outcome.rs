@@ -126,29 +126,37 @@ impl Outcome<'_> {
         }
     }
 
+    /// Whether a refused key was refused for want of money rather than for what it is.
+    pub fn is_about_money(&self) -> bool {
+        match *self {
+            Outcome::Status { code: 402, .. } => true,
+            Outcome::Status { error_code, message, .. } | Outcome::ErrorFirstEvent { error_code, message } => {
+                lacks_money(error_code, message)
+            }
+            _ => false,
+        }
+    }
+
     /// No first event in time: the difference between 504 and 502 when nothing is left to try.
     pub const fn is_too_late(&self) -> bool {
         matches!(self, Outcome::Timeout(TimeoutPhase::FirstEvent | TimeoutPhase::Total))
     }
 }
 
-/// Codes and types that say the account behind the key has no money or no right to go on.
-/// OpenAI sends `insufficient_quota` with 429, DeepSeek and Anthropic (`billing_error`) with 402 and 400.
+/// Codes and types that say the account behind the key has no money left.
+/// OpenAI sends `insufficient_quota` with 429, Anthropic `billing_error`; DeepSeek answers 402.
 /// https://platform.openai.com/docs/guides/error-codes, https://docs.anthropic.com/en/api/errors
-const KEY_CODES: &[&str] = &[
-    "insufficient_quota",
-    "billing_hard_limit_reached",
-    "billing_not_active",
-    "billing_error",
-    "insufficient_balance",
-    "invalid_api_key",
-    "authentication_error",
-    "account_deactivated",
-];
+const MONEY_CODES: &[&str] =
+    &["insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error", "insufficient_balance"];
 
-/// Messages of the same meaning that come with a general code: Anthropic answers 400 `invalid_request_error` with the first,
-/// Gemini 400 `INVALID_ARGUMENT` with the second.
-const KEY_MESSAGES: &[&str] = &["credit balance is too low", "api key not valid"];
+/// A message of the same meaning with a general code: Anthropic's 400 `invalid_request_error`.
+const MONEY_MESSAGES: &[&str] = &["credit balance is too low"];
+
+/// Codes and types that say the key itself is not accepted.
+const AUTH_CODES: &[&str] = &["invalid_api_key", "authentication_error", "account_deactivated"];
+
+/// A message of the same meaning with a general code: Gemini's 400 `INVALID_ARGUMENT`.
+const AUTH_MESSAGES: &[&str] = &["api key not valid"];
 
 /// Codes of a prompt that does not fit.
 const CONTEXT_CODES: &[&str] = &["context_length_exceeded", "context_window_exceeded", "model_max_prompt_tokens_exceeded"];
@@ -175,7 +183,7 @@ pub fn classify(status: u16, error_code: &str, message: &str) -> Class {
         200..300 => Class::Ok,
         401..404 => Class::KeyRefused,
         408 | 500.. => Class::TargetFailed,
-        400..500 if is_any(error_code, KEY_CODES) || says(message, KEY_MESSAGES) => Class::KeyRefused,
+        400..500 if blames_key(error_code, message) => Class::KeyRefused,
         429 => Class::RateLimited,
         400..500 if is_any(error_code, CONTEXT_CODES) || says(message, CONTEXT_MESSAGES) => Class::ContextLength,
         400..500 => Class::BadRequest,
@@ -187,7 +195,7 @@ pub fn classify(status: u16, error_code: &str, message: &str) -> Class {
 /// The class of an error as first event. The target is blamed unless the code says plainly that it is the key or the
 /// prompt: a caller's long prompt must not cool a target down for the others.
 fn classify_event(error_code: &str, message: &str) -> Class {
-    if is_any(error_code, KEY_CODES) || says(message, KEY_MESSAGES) {
+    if blames_key(error_code, message) {
         Class::KeyRefused
     } else if is_any(error_code, CONTEXT_CODES) || says(message, CONTEXT_MESSAGES) {
         Class::ContextLength
@@ -196,6 +204,14 @@ fn classify_event(error_code: &str, message: &str) -> Class {
     } else {
         Class::TargetFailed
     }
+}
+
+fn blames_key(error_code: &str, message: &str) -> bool {
+    lacks_money(error_code, message) || is_any(error_code, AUTH_CODES) || says(message, AUTH_MESSAGES)
+}
+
+fn lacks_money(error_code: &str, message: &str) -> bool {
+    is_any(error_code, MONEY_CODES) || says(message, MONEY_MESSAGES)
 }
 
 fn is_any(code: &str, list: &[&str]) -> bool {
