@@ -33,7 +33,7 @@ pub struct Considered {
     pub upstream_model: String,
     /// `platform` or `own`.
     pub payer: &'static str,
-    /// The provider's priority.
+    /// Lower is asked first.
     pub priority: u32,
     /// Share inside the priority group.
     pub weight: u32,

@@ -119,3 +119,6 @@ fn plan_inner(
     order::sort(&context, draw, &mut pool);
     Ok(Plan::new(&context, &resolved, &pool, explain))
 }
+
+#[cfg(test)]
+mod tests;
