@@ -94,7 +94,7 @@ impl Spec {
         }
     }
 
-    /// Path and query of the probe (`GET`), and whether it is sent with the platform's key.
+    /// Path and query of the probe (`GET`, with [`Spec::default_headers`]), and whether it is sent with the platform's key.
     pub fn probe(&self, base: &BaseUrl, account: Option<&str>, api_version: Option<&str>) -> (String, bool) {
         let mut path = String::new();
         write_at(&self.probe.at, self.paths, base, account, api_version, &mut path);

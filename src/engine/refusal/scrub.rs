@@ -5,6 +5,8 @@
 //! [`scrub_known`] also takes out the very key that was sent, in whole or in part. Tenet 1 outranks a readable message: what
 //! is in doubt goes.
 
+use std::borrow::Cow;
+
 /// What stands in the place of what was taken out.
 const MASK: &str = "***";
 
@@ -16,6 +18,9 @@ const MIN_RUN_BYTES: usize = 20;
 
 /// The contract: no 8 characters in a row of a secret are shown.
 const MIN_SHARED_BYTES: usize = 8;
+
+/// A shorter secret is a placeholder (`none`), and taking it out would take words out.
+const MIN_SECRET_BYTES: usize = 6;
 
 /// What known keys begin with.
 const KEY_PREFIXES: &[&str] = &[
@@ -42,7 +47,6 @@ const KEY_PREFIXES: &[&str] = &[
     "eyJ",
     "rk_live_",
     "pk_live_",
-    "lago_",
 ];
 
 /// What a secret stands behind, lower case; the following run is taken out whatever it looks like.
@@ -55,7 +59,8 @@ pub fn scrub(text: &str) -> String {
 
 /// As [`scrub`], and without any 8 characters in a row of `secret`.
 pub fn scrub_known(text: &str, secret: &str) -> String {
-    let text = cut(text);
+    let text = without_shared(cut(text), secret);
+    let text = &*text;
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while !rest.is_empty() {
@@ -69,14 +74,14 @@ pub fn scrub_known(text: &str, secret: &str) -> String {
         }
         let (word, after) = rest.split_at(run);
         let before = &text[..text.len() - rest.len()];
-        push_run(word, before, secret, &mut out);
+        push_run(word, before, &mut out);
         rest = after;
     }
     out
 }
 
 /// One run of key characters, or its mask.
-fn push_run(word: &str, before: &str, secret: &str, out: &mut String) {
+fn push_run(word: &str, before: &str, out: &mut String) {
     if follows_lead(before) {
         return out.push_str(MASK);
     }
@@ -89,7 +94,7 @@ fn push_run(word: &str, before: &str, secret: &str, out: &mut String) {
         out.push_str(&word[..at]);
         return out.push_str(MASK);
     }
-    if looks_random(word) || shares_much(word, secret) {
+    if looks_random(word) {
         return out.push_str(MASK);
     }
     out.push_str(word);
@@ -156,9 +161,31 @@ fn reads_as_word(part: &str) -> bool {
         || (bytes.len() < MIN_RUN_BYTES && (letters(bytes) || letters(&bytes[1..]) || bytes.iter().all(u8::is_ascii_uppercase)))
 }
 
-/// Whether 8 characters in a row of the secret stand in the run.
-fn shares_much(word: &str, secret: &str) -> bool {
-    word.len() >= MIN_SHARED_BYTES
-        && secret.len() >= MIN_SHARED_BYTES
-        && word.as_bytes().windows(MIN_SHARED_BYTES).any(|window| memchr::memmem::find(secret.as_bytes(), window).is_some())
+/// `text` with every stretch that shares 8 bytes in a row with the secret masked.
+fn without_shared<'t>(text: &'t str, secret: &str) -> Cow<'t, str> {
+    let length = secret.len().min(MIN_SHARED_BYTES);
+    if length < MIN_SECRET_BYTES {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::new();
+    // `copied` is where the text behind the last mask begins, `masked` where the stretch being masked ends.
+    let (mut copied, mut masked) = (0, None);
+    for (at, window) in text.as_bytes().windows(length).enumerate() {
+        if memchr::memmem::find(secret.as_bytes(), window).is_none() {
+            continue;
+        }
+        match masked {
+            Some(end) if at <= end => {}
+            end => {
+                copied = end.map_or(copied, |end| text.ceil_char_boundary(end));
+                out.push_str(&text[copied..text.floor_char_boundary(at).max(copied)]);
+                out.push_str(MASK);
+            }
+        }
+        masked = Some(at + length);
+    }
+    match masked {
+        None => Cow::Borrowed(text),
+        Some(end) => Cow::Owned(out + &text[text.ceil_char_boundary(end)..]),
+    }
 }

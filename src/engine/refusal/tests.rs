@@ -194,3 +194,24 @@ fn a_scrubbed_text_is_bounded_and_one_line() {
     assert!(scrub(&"é".repeat(10_000)).len() <= 4096);
     assert!(UpstreamFailure::new("p".into(), None, &"word ".repeat(1_000), None).message().len() <= 500);
 }
+
+proptest::proptest! {
+    /// Wherever a secret stands, whole or cut, 8 characters in a row of it do not come through.
+    #[test]
+    fn no_eight_characters_of_a_secret_come_through(
+        before in ".{0,20}", secret in "[ -~é]{8,40}", from in 0usize..40, after in "[a-z:/ é]{0,20}"
+    ) {
+        let part = &secret[secret.floor_char_boundary(from.min(secret.len()))..];
+        let scrubbed = scrub_known(&format!("{before}{part}{after}{secret}"), &secret);
+        for window in secret.as_bytes().windows(8).filter(|window| !window.contains(&b'*')) {
+            proptest::prop_assert!(memchr::memmem::find(scrubbed.as_bytes(), window).is_none(), "{scrubbed}");
+        }
+    }
+
+    /// Any text is scrubbed without a panic and stays bounded.
+    #[test]
+    fn any_text_is_scrubbed(text in ".*", secret in ".{0,20}") {
+        let scrubbed = scrub_known(&text, &secret);
+        proptest::prop_assert!(scrubbed.len() <= 3 * text.len().max(1) && !scrubbed.chars().any(char::is_control));
+    }
+}
