@@ -33,7 +33,8 @@ pub(super) static SPEC: Spec = Spec {
     familiar_key: familiar,
     check: CheckRow { at: At::Azure("/models"), read_ok: valid, answers_anyone: false },
     probe: ProbeRow { at: At::Azure("/models"), with_key: true },
-    private_headers: &["x-ms-region", "x-ms-deployment-name", "azureml-model-session", "apim-request-id"],
+    // They name the resource's region and deployment; unchecked.
+    private_headers: &["x-ms-region", "x-ms-deployment-name"],
 };
 
 fn familiar(key: &str) -> bool {

@@ -31,7 +31,7 @@ pub(super) static SPEC: Spec = Spec {
     familiar_key: claims,
     check: MODELS_CHECK,
     probe: MODELS_PROBE,
-    private_headers: &["x-groq-region"],
+    private_headers: &[],
 };
 
 fn claims(key: &str) -> bool {

@@ -193,17 +193,9 @@ pub(crate) const OPENAI_ENDPOINTS: &[Endpoint] = &[
 /// What begins the names of headers that tell the platform's own allowance, which is not the caller's.
 const ALLOWANCE_PREFIXES: &[&str] = &["x-ratelimit-", "ratelimit-", "anthropic-ratelimit-", "x-rate-limit-"];
 
-/// Headers that name the platform's account, whichever provider sends them.
-const ACCOUNT_HEADERS: &[&str] = &[
-    "openai-organization",
-    "openai-project",
-    "anthropic-organization-id",
-    "x-groq-org",
-    "ratelimit",
-    "ratelimit-policy",
-    "set-cookie",
-    "set-cookie2",
-];
+/// Headers that name the platform's account, whichever provider sends them, and the cookies of its sessions.
+const ACCOUNT_HEADERS: &[&str] =
+    &["openai-organization", "openai-project", "anthropic-organization-id", "ratelimit", "set-cookie", "set-cookie2"];
 
 impl Spec {
     /// Whether the provider has this endpoint in its own dialect.
