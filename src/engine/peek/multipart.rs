@@ -51,6 +51,10 @@ pub fn multipart(content_type: &str, body: &[u8]) -> Result<Peek, BadBody> {
         let part = Part::read(body, headers_at)?;
         // From the CRLF that ends the headers: with a delimiter right behind it, the part is empty.
         let (end, next) = delimiter.next(&finder, part.content_at - 2)?;
+        if end < part.content_at && &*part.name == b"model" {
+            // A name put there would swallow the delimiter.
+            return Err(BadBody::NoModel);
+        }
         note(&mut peek, &part, part.content_at..end.max(part.content_at), body)?;
         behind = next;
     }

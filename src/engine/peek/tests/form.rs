@@ -85,6 +85,8 @@ fn other_fields_are_read() {
 fn an_empty_part_may_lack_its_line_end() {
     let body = "--b0\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\n--b0\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nm\r\n--b0--";
     assert_eq!(multipart(TYPE, body.as_bytes()).expect("a form").model.as_deref(), Some("m"));
+    // A model put in there would be followed by no line end.
+    assert_eq!(multipart(TYPE, body.replace("prompt", "model").as_bytes()).err(), Some(BadBody::NoModel));
 }
 
 #[test]

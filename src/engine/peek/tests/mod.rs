@@ -83,6 +83,8 @@ fn junk_is_refused_where_serde_json_refuses_it() {
         b"\"\\udc00\"",
         b"\"\\ud800\\ud800\"",
         b"\"\\ud83d\\ude00\"",
+        b"\"\\ud800\\ue000\"",
+        b"\"\\ud800\\udfff\"",
         b"\"\\ud800x\"",
         b"\"\\ud800\\n\"",
         b"\"\\",
