@@ -5,9 +5,13 @@
 
 #![allow(missing_docs, clippy::expect_used)]
 
+#[path = "cases/plan.rs"]
+mod plan;
+
 use bytes::Bytes;
 use std::hint::black_box;
 use std::time::Instant;
+use weir::engine::catalog::Strategy;
 use weir::engine::dialect::Endpoint;
 use weir::engine::peek::{self, Edits};
 
@@ -24,6 +28,8 @@ const CASES: &[Case] = &[
     ("peek_token_ids_100k", || peek_embeddings(token_ids(100_000))),
     ("peek_multipart_500k", || peek_form(500_000)),
     ("edit_chat_20k", || edit_json(chat(20_000, PROSE))),
+    ("plan_10000x20_weighted", || plan::decide(Strategy::WeightedRandom)),
+    ("plan_10000x20_latency", || plan::decide(Strategy::LeastLatency)),
 ];
 
 const PROSE: &str = "The quick brown fox jumps over the lazy dog, and the dog, who has seen this before, goes back to sleep. ";
