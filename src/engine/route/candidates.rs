@@ -1,7 +1,8 @@
 //! Which targets may serve a request at all, and why the others may not.
 
-use super::denied::{Denied, capabilities};
+use super::denied::Denied;
 use super::explain::Explanation;
+use super::reason::Reason;
 use super::resolve::{Resolved, Source};
 use super::{Ask, Caller, nearest};
 use crate::engine::catalog::{Capabilities, Catalog, Level, Model, Strategy, Target, TargetPrice};
@@ -9,7 +10,6 @@ use crate::engine::health::{Breaker, KeyState, Phase};
 use crate::engine::level::{OutputCap, blended_per_1m, output_cap};
 use crate::engine::policy::{self, Closed, Payers};
 use crate::engine::provider::spec;
-use std::fmt;
 use std::sync::Arc;
 
 /// Candidates of one request at most, counted after the drops. A plan makes a handful of attempts; what stands behind the
@@ -56,53 +56,6 @@ pub(super) struct Facts<'a> {
     pub can: Option<Capabilities>,
     pub strategy: Strategy,
     pub stick: Option<u32>,
-}
-
-/// Why a candidate is dropped. In the order of the checks: the reason that got furthest is the one a caller is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reason {
-    /// A fallback or level names a model that is not configured.
-    NoSuchModel,
-    /// The key's scopes leave the model out.
-    Scope,
-    /// The tier does not open the model; the tier that does, when the model names one.
-    Tier(Option<Arc<str>>),
-    /// The level neither lists the model nor bounds its price.
-    NotInLevel(Arc<str>),
-    /// The provider does not speak the path's dialect.
-    Dialect,
-    /// The model lacks a capability.
-    Capability(Capabilities),
-    /// The request does not fit the window.
-    ContextWindow {
-        /// Tokens of the window.
-        window: u64,
-        /// Tokens of the request.
-        needed: u64,
-    },
-    /// More output is asked than the model can write.
-    OutputSize(u64),
-    /// Above the level's price, or of unknown price.
-    LevelCost(Arc<str>),
-    /// Own keys are required, and there is none at the provider.
-    NoOwnKey,
-    /// The platform has no key at the provider.
-    NoPlatformKey,
-    /// The price is unknown and the key has a budget.
-    Unpriced,
-    /// The measured median is above the level's latency, milliseconds.
-    LevelLatency {
-        /// The level.
-        level: Arc<str>,
-        /// The median measured.
-        median_ms: u64,
-    },
-    /// The provider serves as many requests as it may.
-    Busy(u32),
-    /// The same target with the same payer stands earlier.
-    Duplicate,
-    /// Behind the sixty-fourth.
-    Beyond,
 }
 
 /// The candidates of one request, on the stack.
@@ -208,30 +161,6 @@ impl<'a> Facts<'a> {
     }
 }
 
-impl Reason {
-    /// How far the candidate got.
-    fn depth(&self) -> u8 {
-        match self {
-            Reason::NoSuchModel => 0,
-            Reason::Scope => 1,
-            Reason::Tier(_) => 2,
-            Reason::NotInLevel(_) => 3,
-            Reason::Dialect => 4,
-            Reason::Capability(_) => 5,
-            Reason::ContextWindow { .. } => 6,
-            Reason::OutputSize(_) => 7,
-            Reason::LevelCost(_) => 8,
-            Reason::NoOwnKey => 9,
-            Reason::NoPlatformKey => 10,
-            Reason::Unpriced => 11,
-            Reason::LevelLatency { .. } => 12,
-            Reason::Busy(_) => 13,
-            Reason::Duplicate => 14,
-            Reason::Beyond => 15,
-        }
-    }
-}
-
 /// Puts every candidate that may serve into the pool, in the order of the configuration.
 pub(super) fn gather<'a>(context: &Context<'a>, resolved: &Resolved<'a>, pool: &mut Pool<'a>, mut explain: Option<&mut Explanation>) {
     match resolved.source {
@@ -286,26 +215,22 @@ fn gather_targets<'a>(
     for target in targets {
         let own = if cap.is_ok() && context.payers != Payers::Platform { (context.caller.own_key)(&target.provider) } else { None };
         let has_own = own.is_some();
-        let verdict = cap.clone().and_then(|cap| {
-            check_target(context, target)?;
-            check_payer(context, target, has_own)?;
-            check_moment(context, target)?;
-            room_for(pool, target, has_own)?;
-            Ok(cap)
-        });
+        let verdict = cap.clone().and_then(|cap| judge(context, target, has_own, pool).map(|()| cap));
         keep_or_drop(context, pool, Entry { target, own, position, facts, verdict }, explain.as_deref_mut());
         // The platform stands behind a user's failing key where the provider's configuration says so.
         if has_own && target.provider.byok_falls_to_platform && context.payers == Payers::OwnFirst {
-            let verdict = cap.clone().and_then(|cap| {
-                check_target(context, target)?;
-                check_payer(context, target, false)?;
-                check_moment(context, target)?;
-                room_for(pool, target, false)?;
-                Ok(cap)
-            });
+            let verdict = cap.clone().and_then(|cap| judge(context, target, false, pool).map(|()| cap));
             keep_or_drop(context, pool, Entry { target, own: None, position, facts, verdict }, explain.as_deref_mut());
         }
     }
+}
+
+/// Every check of one target and payer, in the order of [`Reason`].
+fn judge(context: &Context<'_>, target: &Target, own: bool, pool: &Pool<'_>) -> Result<(), Reason> {
+    check_target(context, target)?;
+    check_payer(context, target, own)?;
+    check_moment(context, target)?;
+    room_for(pool, target, own)
 }
 
 /// A target that has been judged.
@@ -442,32 +367,6 @@ pub(super) fn due(target: &Target, own: Option<&KeyState>, now_ms: u64) -> u64 {
         Phase::Cooling(until) => until,
     };
     gates(target, own).into_iter().flatten().map(wait).max().unwrap_or(0)
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Reason::NoSuchModel => write!(f, "no such model is configured"),
-            Reason::Scope => write!(f, "outside the key's scopes"),
-            Reason::Tier(Some(tier)) => write!(f, "open from the tier {tier} on"),
-            Reason::Tier(None) => write!(f, "not open to the tier"),
-            Reason::NotInLevel(level) => write!(f, "the level {level} neither lists it nor bounds its price"),
-            Reason::Dialect => write!(f, "the provider does not speak this path's dialect"),
-            Reason::Capability(missing) => write!(f, "cannot do: {}", capabilities(*missing)),
-            Reason::ContextWindow { window, needed } => write!(f, "needs {needed} tokens, the context window has {window}"),
-            Reason::OutputSize(most) => write!(f, "writes {most} tokens at most"),
-            Reason::LevelCost(level) => write!(f, "not within the price of the level {level}"),
-            Reason::NoOwnKey => write!(f, "own keys are required, and there is none here"),
-            Reason::NoPlatformKey => write!(f, "the platform has no key here"),
-            Reason::Unpriced => write!(f, "no price, and the key has a budget"),
-            Reason::LevelLatency { level, median_ms } => {
-                write!(f, "first event after {median_ms} ms in the median, slower than the level {level} asks for")
-            }
-            Reason::Busy(bound) => write!(f, "{bound} requests in flight, as many as it may have"),
-            Reason::Duplicate => write!(f, "the same target stands earlier"),
-            Reason::Beyond => write!(f, "behind the first {CANDIDATES_MAX} candidates"),
-        }
-    }
 }
 
 /// The blended price for people.

@@ -1,7 +1,8 @@
 //! What a plan looked at and why it came out so, for `weir route` and for logs.
 
-use super::candidates::{Reason, price_text};
+use super::candidates::price_text;
 use super::plan::{Attempt, Payer, Plan};
+use super::reason::Reason;
 use crate::engine::catalog::Target;
 use serde::Serialize;
 use std::fmt;

@@ -21,13 +21,15 @@ mod nearest;
 mod order;
 mod outcome;
 mod plan;
+mod reason;
 mod resolve;
 
-pub use candidates::{CANDIDATES_MAX, Reason};
+pub use candidates::CANDIDATES_MAX;
 pub use denied::Denied;
 pub use explain::{Considered, Explanation, Planned};
 pub use outcome::{Blame, Class, Outcome, TimeoutPhase, classify};
 pub use plan::{ATTEMPTS_KEPT, Attempt, Payer, Plan, Verdict};
+pub use reason::Reason;
 
 use super::catalog::{Capabilities, Catalog, Provider, Tier};
 use super::dialect::Endpoint;
