@@ -13,6 +13,7 @@ pub mod journal;
 pub mod keys;
 pub mod ledger;
 pub mod scan;
+pub mod outbound;
 pub mod secret;
 pub mod sqlite;
 pub mod vault;
