@@ -6,7 +6,7 @@
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, redirect};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 /// How long a side call may take in all. A provider that needs longer for a list of models is as good as down.
@@ -126,7 +126,7 @@ pub async fn body(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::E
 }
 
 /// Shared clients for both reaches.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Clients {
     any: Client,
     public: Client,
@@ -134,8 +134,14 @@ pub struct Clients {
 
 impl Clients {
     /// Builds both.
-    pub fn new() -> Result<Arc<Clients>, String> {
-        Ok(Arc::new(Clients { any: client(Reach::Any, None)?, public: client(Reach::Public, None)? }))
+    pub fn new() -> Result<Clients, String> {
+        Ok(Clients { any: client(Reach::Any, None)?, public: client(Reach::Public, None)? })
+    }
+
+    /// Those of the process: built once, for loading the system's authorities takes milliseconds.
+    pub fn shared() -> Result<&'static Clients, &'static String> {
+        static SHARED: LazyLock<Result<Clients, String>> = LazyLock::new(Clients::new);
+        SHARED.as_ref()
     }
 
     /// The one for a reach.

@@ -10,6 +10,9 @@ pub mod import;
 pub mod ring;
 pub mod seal;
 
+pub use ring::{KeyRing, MasterRefs, OwnKey};
+pub use seal::{Masters, resolve_plain};
+
 use super::audit::{Actor, audited};
 use super::secret::{Secret, mask};
 use super::{Error, Result, Store, Topic, changed};
@@ -17,7 +20,7 @@ use crate::engine::catalog::BaseUrl;
 use crate::engine::provider::{Kind, Shape, Verdict, foreign_shape, is_familiar, key_shape, spec};
 use crate::engine::refusal::scrub;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
-use seal::{Belongs, Masters, Sealed};
+use seal::{Belongs, Sealed};
 
 /// Tables of this part.
 pub const TABLES: &str = "

@@ -1,5 +1,6 @@
 //! Asking a provider whether a key works: its cheapest authenticated call, once, with a verdict that tells refusals apart.
 
+use super::Entry;
 use crate::engine::catalog::{BaseUrl, Provider};
 use crate::engine::provider::{Auth, Kind, Verdict, spec};
 use crate::store::outbound::{Clients, Reach, body, client, is_public, why};
@@ -31,7 +32,7 @@ pub struct Answer {
     /// The status it said so with; `None`: there was no answer.
     pub status: Option<u16>,
     /// For the owner: what happened and what to do.
-    pub told: String,
+    pub detail: String,
 }
 
 impl Place {
@@ -58,10 +59,30 @@ impl Place {
     }
 }
 
-/// Asks. Cancel-safe: nothing is kept. The answer holds no part of the key.
-pub async fn ask(clients: &Clients, place: &Place, key: &Secret) -> Answer {
+/// Asks about a stored key: at the provider, or at the owner's own address when the entry has one. Cancel-safe: nothing is
+/// kept. The answer holds no part of the key.
+pub async fn ask(provider: &Provider, entry: &Entry, key: &Secret) -> Answer {
+    let own_base = match entry.base_url.as_deref().map(BaseUrl::parse).transpose() {
+        Ok(own_base) => own_base,
+        Err(why) => return no_answer(format!("its base_url {why}")),
+    };
+    ask_at(&Place::of(provider, own_base.as_ref()), key).await
+}
+
+/// As [`ask`], at a place.
+pub async fn ask_at(place: &Place, key: &Secret) -> Answer {
+    match Clients::shared() {
+        Ok(clients) => send(clients, place, key).await,
+        Err(why) => no_answer(why.clone()),
+    }
+}
+
+fn no_answer(detail: String) -> Answer {
+    Answer { verdict: Verdict::Unclear, status: None, detail }
+}
+
+async fn send(clients: &Clients, place: &Place, key: &Secret) -> Answer {
     let spec = spec(place.kind);
-    let no_answer = |told: String| Answer { verdict: Verdict::Unclear, status: None, told };
     // An address in the URL itself is not resolved, so it is looked at here.
     if place.reach == Reach::Public && place.base.host.parse().is_ok_and(|address| !is_public(address)) {
         return no_answer(format!("{} is not a public address", place.base.host));
@@ -70,14 +91,14 @@ pub async fn ask(clients: &Clients, place: &Place, key: &Secret) -> Answer {
     let origin = BaseUrl { path: "".into(), ..place.base.clone() };
     let special = match place.ca.as_deref().map(|path| authorities(path, place.reach)).transpose() {
         Ok(special) => special,
-        Err(told) => return no_answer(told),
+        Err(detail) => return no_answer(detail),
     };
     let mut request = special.as_ref().unwrap_or(clients.of(place.reach)).get(format!("{origin}{}", check.path));
     for (name, value) in spec.default_headers() {
         request = request.header(*name, *value);
     }
     let Some((name, value)) = auth_header(spec.auth(), key) else {
-        return Answer { verdict: Verdict::Invalid, status: None, told: "the key cannot stand in a header".into() };
+        return Answer { verdict: Verdict::Invalid, status: None, detail: "the key cannot stand in a header".into() };
     };
     let response = match request.header(name, value).send().await {
         Ok(response) => response,
@@ -91,7 +112,7 @@ pub async fn ask(clients: &Clients, place: &Place, key: &Secret) -> Answer {
         Verdict::Valid if check.answers_anyone => Verdict::Unclear,
         verdict => verdict,
     };
-    Answer { verdict, status: Some(status), told: told(verdict, spec.title, status) }
+    Answer { verdict, status: Some(status), detail: in_words(verdict, spec.title, status) }
 }
 
 fn authorities(path: &str, reach: Reach) -> Result<reqwest::Client, String> {
@@ -110,7 +131,7 @@ fn auth_header(auth: Auth, key: &Secret) -> Option<(HeaderName, HeaderValue)> {
     Some((name, value))
 }
 
-fn told(verdict: Verdict, provider: &str, status: u16) -> String {
+fn in_words(verdict: Verdict, provider: &str, status: u16) -> String {
     match verdict {
         Verdict::Valid => format!("{provider} accepts it"),
         Verdict::Invalid => format!("{provider} does not know it (status {status}): make a new one there and set it again"),
@@ -154,16 +175,16 @@ mod tests {
         let (base, seen) = server(answer).await;
         let clients = Clients::new().unwrap();
         let key = Secret::copied("canary-0123456789abcdef");
-        let answer = ask(&clients, &place(kind, &base, Reach::Any), &key).await;
+        let answer = send(&clients, &place(kind, &base, Reach::Any), &key).await;
         assert_eq!(answer.verdict, expected, "{answer:?}");
-        assert!(!answer.told.contains("0123456789abcdef"[..8].trim()));
+        assert!(!answer.detail.contains("0123456789abcdef"[..8].trim()));
         let seen = seen.lock().unwrap().clone();
         assert!(!seen.lines().next().unwrap().contains("canary"));
         seen
     }
 
     #[tokio::test]
-    async fn verdicts_are_told_apart() {
+    async fn verdicts_are_detail_apart() {
         let seen = check(Kind::OpenAi, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", Verdict::Valid).await;
         assert!(seen.starts_with("GET /v1/models ") && seen.contains("Bearer canary-"), "{seen}");
         let seen = check(Kind::Anthropic, "HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n", Verdict::Invalid).await;
@@ -190,7 +211,7 @@ mod tests {
         let clients = Clients::new().unwrap();
         for host in ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"] {
             let place = place(Kind::OpenAi, &format!("http://{host}:{port}/v1"), Reach::Public);
-            let answer = ask(&clients, &place, &Secret::copied("canary-0123456789abcdef")).await;
+            let answer = send(&clients, &place, &Secret::copied("canary-0123456789abcdef")).await;
             assert_eq!((answer.verdict, answer.status), (Verdict::Unclear, None), "{host}");
         }
         assert!(seen.lock().unwrap().is_empty());
@@ -201,8 +222,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let answer = ask(&Clients::new().unwrap(), &place(Kind::OpenAi, &base, Reach::Any), &Secret::copied("k")).await;
+        let answer = send(&Clients::new().unwrap(), &place(Kind::OpenAi, &base, Reach::Any), &Secret::copied("k")).await;
         assert_eq!(answer.verdict, Verdict::Unclear);
-        assert!(answer.told.contains("cannot connect"), "{answer:?}");
+        assert!(answer.detail.contains("cannot connect"), "{answer:?}");
     }
 }
