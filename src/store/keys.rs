@@ -8,13 +8,13 @@
 
 use super::audit::{Actor, audited};
 use super::secret::{Secret, mask};
-use super::{Error, Result, Store, Topic, changed};
+use super::{Error, Result, Store, Topic, accounts, changed};
 use crate::engine::limit::Limits;
 use crate::engine::money::Credits;
 use crate::engine::refusal::scrub;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rusqlite::{Connection, Row, Transaction, params};
+use rusqlite::{Connection, Row, params};
 
 pub use super::callers::{CallerKey, CallerKeys, Denied};
 pub use crate::engine::policy::Scopes;
@@ -141,16 +141,12 @@ pub fn create(store: &Store, new: &NewKey, actor: Actor<'_>, now_ms: u64) -> Res
             ],
         )?;
         if let Some(credits) = new.credits {
-            grant(tx, &account, credits)?;
+            // Before the key is noted as changed: a server that knows the key must find its budget.
+            accounts::grant(tx, &account, credits, &format!("key {id}"), now_ms)?;
         }
         changed(tx, Topic::Key, &id)?;
         Ok((Created { id: id.clone(), account, key }, id))
     })
-}
-
-/// Gives credits to an account and makes it pay from its balance.
-fn grant(_tx: &Transaction<'_>, _account: &str, _credits: Credits) -> Result<()> {
-    Err(Error::Invalid("credits cannot be granted yet: the accounts are not built".into()))
 }
 
 /// All keys, oldest first.
@@ -405,6 +401,19 @@ mod tests {
             create(&store, &new, ACTOR, 5).unwrap_err();
         }
         assert!(list(&store, 5).unwrap().is_empty());
+    }
+
+    #[test]
+    fn credits_go_to_the_account_with_the_key() {
+        let store = Store::in_memory().unwrap();
+        let named = |credits| NewKey { name: "a".into(), credits, account: Some("shop".into()), ..NewKey::default() };
+        create(&store, &named(Some(Credits::parse("12.5").unwrap())), ACTOR, 5).unwrap();
+        create(&store, &named(None), ACTOR, 5).unwrap();
+        let budgets: Vec<bool> = list(&store, 5).unwrap().into_iter().map(|key| key.has_budget).collect();
+        assert_eq!(budgets.iter().filter(|has| **has).count(), 1);
+        let month = crate::engine::budget::MonthIndex::default();
+        let standing = store.read(|connection| accounts::standing(connection, "shop", month)).unwrap();
+        assert_eq!(standing.balance, Credits::parse("12.5").ok());
     }
 
     #[test]
