@@ -1,4 +1,6 @@
 //! Floor 1: configuration files.
+#[cfg(feature = "gateway")]
+pub mod litellm;
 pub mod prices;
 pub mod problem;
 pub mod routing;
