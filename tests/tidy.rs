@@ -193,7 +193,8 @@ fn files_are_small_enough_to_read() {
 fn the_readme_tells_the_two_commands() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     for command in ["cargo run --release -- demo", "tests/run"] {
-        let told = readme.lines().filter(|line| line.trim().trim_start_matches("$ ").split('#').next().unwrap_or("").trim() == command).count();
+        let told =
+            readme.lines().filter(|line| line.trim().trim_start_matches("$ ").split('#').next().unwrap_or("").trim() == command).count();
         assert_eq!(told, 1, "`{command}` must stand in the README exactly once on a line of its own");
     }
     for script in ["tests/run", ".ci/run"] {
@@ -239,7 +240,7 @@ fn the_tree_speaks_of_itself_alone() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// A test that is left out never fails.
+/// A test that is left out never fails. Measurements for people say that they are.
 #[test]
 fn no_test_is_left_out() {
     let mark = ["#[ign", "ore"].concat();
@@ -248,7 +249,7 @@ fn no_test_is_left_out() {
     for path in tree() {
         let Ok(text) = fs::read_to_string(&path) else { continue };
         for (index, line) in text.lines().enumerate() {
-            if line.contains(&mark) || line.contains(&python) {
+            if line.contains(&mark) && !line.contains(" = \"measures") || line.contains(&python) {
                 faults.push(format!("{}:{}", shown(&path), index + 1));
             }
         }
