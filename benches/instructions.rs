@@ -7,6 +7,8 @@
 
 #[path = "cases/plan.rs"]
 mod plan;
+#[path = "cases/streams.rs"]
+mod streams;
 
 use bytes::Bytes;
 use std::hint::black_box;
@@ -30,6 +32,12 @@ const CASES: &[Case] = &[
     ("edit_chat_20k", || edit_json(chat(20_000, PROSE))),
     ("plan_10000x20_weighted", || plan::decide(Strategy::WeightedRandom)),
     ("plan_10000x20_latency", || plan::decide(Strategy::LeastLatency)),
+    ("decode_chat_100_events", || streams::decode(100)),
+    ("meter_chat_100_events", || streams::chat(100, usize::MAX)),
+    ("meter_chat_100_events_cut", || streams::chat(100, 61)),
+    ("meter_chat_3000_events", || streams::chat(3_000, usize::MAX)),
+    ("meter_messages_100_events", || streams::messages(100)),
+    ("meter_whole_chat_20k", || streams::whole(20_000)),
 ];
 
 const PROSE: &str = "The quick brown fox jumps over the lazy dog, and the dog, who has seen this before, goes back to sleep. ";

@@ -69,11 +69,9 @@ fn delta(scan: &mut Scan<'_>, reading: &mut Reading) {
     let mut reasoned: &[u8] = b"";
     scan.object(|key, scan| match key {
         b"content" => content(scan, reading),
-        b"reasoning_content" | b"reasoning" => {
-            if scan.here() == Some(b'"') && (reasoned.is_empty() || reasoned == key) {
-                reasoned = key;
-                reading.generated_here(scan);
-            }
+        b"reasoning_content" | b"reasoning" if scan.here() == Some(b'"') && (reasoned.is_empty() || reasoned == key) => {
+            reasoned = key;
+            reading.generated_here(scan);
         }
         b"refusal" => reading.generated_here(scan),
         b"tool_calls" => scan.array(|scan| {

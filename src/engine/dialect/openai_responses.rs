@@ -53,11 +53,7 @@ fn response(scan: &mut Scan<'_>, reading: &mut Reading) {
         b"model" => reading.model_here(scan),
         b"service_tier" => reading.service_tier_here(scan),
         b"error" => reading.error_here(scan),
-        b"status" => {
-            if scan.string() == Some(b"completed") {
-                reading.finished = true;
-            }
-        }
+        b"status" => reading.finished |= scan.string() == Some(b"completed"),
         b"output" => scan.array(|scan| searches += output_item(scan, reading)),
         _ => {}
     });

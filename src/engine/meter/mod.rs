@@ -265,7 +265,8 @@ impl Tally {
         let input_reported = self.usage.input_tokens() > 0;
         let counted = text.finish();
         self.source = if input_reported { Source::Mixed } else { Source::Counted };
-        if !input_reported && !(self.error.is_some() && counted == 0) {
+        let is_refused = self.error.is_some() && counted == 0;
+        if !input_reported && !is_refused {
             self.usage.set(Bucket::Input, prompt_tokens);
         }
         // What the provider reported so far is a part of it, so the larger is the better.

@@ -110,6 +110,27 @@ fn the_text_is_what_the_fixture_says() {
 }
 
 #[test]
+fn damaged_streams_pass_unchanged() {
+    for fixture in FIXTURES {
+        let stream = format!("{}{}{}", fixture.before, fixture.cut, fixture.after).into_bytes();
+        for (at, byte) in (0..stream.len()).step_by(3).zip(b"\"\\{}[]:,\n\r\xff0-u".iter().cycle()) {
+            let mut damaged = stream.clone();
+            damaged[at] = *byte;
+            for strip_usage in [false, true] {
+                let mut meter = StreamMeter::new(watch(fixture.endpoint, fixture.kind, strip_usage));
+                let mut out = Vec::new();
+                damaged.chunks(11).for_each(|chunk| meter.feed(Bytes::copy_from_slice(chunk), &mut out));
+                meter.flush(&mut out);
+                let out = out.concat();
+                assert!(out == damaged || (strip_usage && out.len() < damaged.len()), "{} with {byte} at {at}", fixture.name);
+            }
+            // As a whole answer it is as good or bad as it is; it only must not panic.
+            let _ = whole(&watch(fixture.endpoint, fixture.kind, false), &damaged[damaged.len() / 3..]);
+        }
+    }
+}
+
+#[test]
 fn chunks_go_out_as_they_came_in() {
     let chunk = Bytes::from_static(b"data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\ndata: {\"cho");
     let mut meter = StreamMeter::new(watch(Endpoint::ChatCompletions, Kind::OpenAi, true));
