@@ -74,15 +74,15 @@ impl<'a> Scan<'a> {
         let start = self.at + 1;
         let mut end = start;
         loop {
-            match memchr2(b'"', b'\\', self.bytes.get(end..).unwrap_or_default()) {
-                Some(offset) if self.bytes[end + offset] == b'"' => {
-                    end += offset;
+            end = special_from(self.bytes, end);
+            match self.bytes.get(end) {
+                Some(b'"') => {
                     self.at = end + 1;
                     self.space();
                     return Some(&self.bytes[start..end]);
                 }
                 // A backslash: the byte behind it is no quote.
-                Some(offset) => end += offset + 2,
+                Some(_) => end += 2,
                 None => {
                     self.fail();
                     return None;
@@ -113,6 +113,10 @@ impl<'a> Scan<'a> {
 
     fn skip(&mut self) {
         match self.here() {
+            Some(b'n') if self.bytes[self.at..].starts_with(b"null") => {
+                self.at += 4;
+                self.space();
+            }
             Some(b'"') => {
                 self.string();
             }
@@ -189,6 +193,29 @@ impl<'a> Scan<'a> {
     fn fail(&mut self) {
         self.failed = true;
     }
+}
+
+/// Where the next quote or backslash stands, or the end. Most strings of an event are a few bytes: those are looked at by words,
+/// which costs less than a call of the vector search that long ones get.
+#[inline]
+fn special_from(bytes: &[u8], from: usize) -> usize {
+    const SHORT_WORDS: usize = 4;
+    const LOW: u64 = u64::from_le_bytes([1; 8]);
+    const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
+    let mut at = from;
+    for _ in 0..SHORT_WORDS {
+        let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk()) else { break };
+        let word = u64::from_le_bytes(*word);
+        let (quotes, backslashes) = (word ^ (LOW * b'"' as u64), word ^ (LOW * b'\\' as u64));
+        // The lowest bit set is that of the first byte that became zero.
+        let special = (quotes.wrapping_sub(LOW) & !quotes | backslashes.wrapping_sub(LOW) & !backslashes) & HIGH;
+        if special != 0 {
+            return at + special.trailing_zeros() as usize / 8;
+        }
+        at += 8;
+    }
+    let rest = bytes.get(at..).unwrap_or_default();
+    at + memchr2(b'"', b'\\', rest).unwrap_or(rest.len())
 }
 
 /// Hands the text of a JSON string (as written, without quotes) to `push` in runs, escapes resolved. A lone surrogate becomes
@@ -356,6 +383,19 @@ mod tests {
             assert!(!fields(bad).1, "{why}");
         }
         assert_eq!(fields("{}"), (vec![], true));
+    }
+
+    #[test]
+    fn strings_of_every_length_end_where_they_end() {
+        for length in 0..100 {
+            for filler in ["a", "!", "#", "[", "]", "\u{a2}", "\\\\", "\\\""] {
+                let text = filler.repeat(length);
+                let json = format!("\"{text}\"");
+                let mut scan = Scan::new(json.as_bytes());
+                assert_eq!((scan.string(), scan.is_whole()), (Some(text.as_bytes()), true));
+                assert_eq!(Scan::new(&json.as_bytes()[..json.len() - 1]).string(), None);
+            }
+        }
     }
 
     #[test]
