@@ -4,4 +4,6 @@ pub mod config;
 #[cfg(feature = "gateway")]
 pub mod cli;
 #[cfg(feature = "gateway")]
+pub mod export;
+#[cfg(feature = "gateway")]
 pub mod store;

@@ -1,6 +1,7 @@
 //! Floor 4: the commands. Each reads its arguments, asks a lower floor, and prints for people or, with `--json`, for scripts.
 
 pub mod key;
+pub mod usage;
 pub mod vault;
 
 use std::fmt;

@@ -16,6 +16,7 @@ pub mod outbound;
 pub mod scan;
 pub mod secret;
 pub mod sqlite;
+pub mod usage;
 pub mod vault;
 
 use rusqlite::{Connection, Transaction, params};

@@ -67,6 +67,8 @@ pub struct Settings {
     pub commit: Commit,
     /// Who gets the rows.
     pub sinks: Vec<Sink>,
+    /// Rows that began longer ago are deleted once they are exported (roll-ups and balances stay); `None`: kept for ever.
+    pub retention: Option<Duration>,
     /// The journal's layout.
     pub layout: Layout,
 }

@@ -95,6 +95,7 @@ fn run_syncs(inner: &Inner) {
     while let Some(round) = inner.syncs.begin(SYNC_INTERVAL) {
         let Some(journal) = &inner.journal else {
             round.done();
+            retire(inner);
             continue;
         };
         let tidy = !round.asked;
@@ -110,6 +111,9 @@ fn run_syncs(inner: &Inner) {
         round.done();
         if tidy || inner.stored.lock().len() > 4 * BATCH_ROWS {
             release(inner);
+        }
+        if tidy {
+            retire(inner);
         }
         if Instant::now() >= orphans_due {
             orphans_due = Instant::now() + ORPHANS_INTERVAL;
@@ -138,6 +142,15 @@ fn release(inner: &Inner) {
     drop(stored);
     journal.sweep();
     inner.shared.store(journal.is_shared(), Ordering::Relaxed);
+}
+
+/// One step of retention: a few thousand rows a second are more than come in, and a step holds nobody up.
+fn retire(inner: &Inner) {
+    let Some(retention) = inner.settings.retention else { return };
+    let kept_ms = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX).max(crate::store::calendar::DAY_MS);
+    if let Err(error) = crate::store::usage::retire(&inner.store, crate::store::now_ms().saturating_sub(kept_ms)) {
+        log::error!("ledger: old rows cannot be deleted: {error}");
+    }
 }
 
 fn take_over(inner: &Inner) {

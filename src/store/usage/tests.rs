@@ -1,0 +1,137 @@
+use super::*;
+use crate::store::ledger::row::tests::full_row;
+use crate::store::ledger::{End, Settings};
+
+/// 2026-11-22T12:00Z: half of a 30-day month's 22nd day.
+const NOW_MS: u64 = 1_795_348_800_000;
+
+/// Rows as `(days before now, account, model, charge)`; every row costs 2 pico-dollars for each nano-credit.
+fn store_with(rows: &[(u64, &str, &str, i64)]) -> Store {
+    let store = Store::in_memory().unwrap();
+    let ledger = Ledger::start(&store, Settings::default()).unwrap();
+    for (index, (days, account, model, charge)) in rows.iter().enumerate() {
+        let mut row = full_row(&format!("r{index}"));
+        row.facts.started_ms = NOW_MS - days * calendar::DAY_MS;
+        row.facts.account = (*account).into();
+        row.outcome.model = (!model.is_empty()).then(|| (*model).into());
+        row.outcome.charge = Credits(*charge);
+        row.outcome.cost = Usd(i128::from(*charge) * 2);
+        row.outcome.end = if model.is_empty() { End::Failed } else { End::Complete };
+        let _ = ledger.open(row.facts).unwrap().close(row.outcome);
+    }
+    ledger.shutdown();
+    store
+}
+
+const ROWS: [(u64, &str, &str, i64); 6] = [
+    (0, "acme", "gpt-4o", 100),
+    (0, "acme", "llama", 10),
+    (1, "acme", "gpt-4o", 50),
+    (1, "other", "llama", 700),
+    (20, "acme", "llama", 5),
+    (40, "acme", "", 3),
+];
+
+fn lines(by: By, account: Option<&str>, since: &str) -> Vec<(String, u64, i128)> {
+    let since = calendar::parse_since(since, NOW_MS);
+    let report = report(&store_with(&ROWS), &Question { account, by, since }, NOW_MS).unwrap();
+    let lines: Vec<_> = report.lines.into_iter().map(|line| (line.name, line.totals.rows, line.totals.charge)).collect();
+    assert_eq!(report.total.charge, lines.iter().map(|line| line.2).sum::<i128>());
+    lines
+}
+
+fn check(by: By, account: Option<&str>, since: &str, expected: &[(&str, u64, i128)]) {
+    let expected: Vec<_> = expected.iter().map(|(name, rows, charge)| ((*name).to_owned(), *rows, *charge)).collect();
+    assert_eq!(lines(by, account, since), expected, "{by:?} {account:?} {since}");
+}
+
+#[test]
+fn lines_by_everything() {
+    check(By::Day, None, "2026-11-21", &[("2026-11-21", 2, 750), ("2026-11-22", 2, 110)]);
+    check(
+        By::Day,
+        Some("acme"),
+        "2026-10-01",
+        &[("2026-10-13", 1, 3), ("2026-11-02", 1, 5), ("2026-11-21", 1, 50), ("2026-11-22", 2, 110)],
+    );
+    check(By::Model, None, "60d", &[("llama", 3, 715), ("gpt-4o", 2, 150), ("", 1, 3)]);
+    check(By::Model, Some("other"), "60d", &[("llama", 1, 700)]);
+    check(By::Account, None, "60d", &[("other", 1, 700), ("acme", 5, 168)]);
+    check(By::Provider, None, "60d", &[("openai", 6, 868)]);
+    check(By::Level, Some("nobody"), "60d", &[]);
+    // Without `since`: this month.
+    check(By::Key, None, "", &[("k1", 5, 865)]);
+}
+
+#[test]
+fn a_months_projections() {
+    let store = store_with(&ROWS);
+    let month = report(&store, &Question { account: Some("acme"), ..Question::default() }, NOW_MS).unwrap().month;
+    assert_eq!(month.to_date, Amount { cost: Usd(330), charge: 165 });
+    // 8.5 days are left; the seven days before today had 50: 165 + 50 × 8.5 / 7 = 225.7.
+    assert_eq!(month.projected_by_week.unwrap().charge, 226);
+    // 21.5 of 30 days have gone: 165 × 30 / 21.5 = 230.2.
+    assert_eq!(month.projected_by_month.unwrap(), Amount { cost: Usd(460), charge: 230 });
+    // An account that began yesterday: one whole day with 700, so 700 + 700 × 8.5.
+    let month = report(&store, &Question { account: Some("other"), ..Question::default() }, NOW_MS).unwrap().month;
+    assert_eq!(month.projected_by_week.unwrap().charge, 6650);
+    // Nothing yet: no rate.
+    let month = report(&store, &Question { account: Some("nobody"), ..Question::default() }, NOW_MS).unwrap().month;
+    assert_eq!((month.to_date, month.projected_by_week), (Amount::default(), None));
+}
+
+#[test]
+fn the_success_rate_counts_what_was_tried() {
+    let totals = Totals { complete: 3, failed: 1, cancelled: 5, refused: 7, ..Totals::default() };
+    assert_eq!(totals.success_rate(), Some(0.75));
+    assert_eq!(Totals::default().success_rate(), None);
+}
+
+#[test]
+fn sums_beyond_64_bits_are_exact() {
+    let large = i64::MAX / 2;
+    let store = store_with(&[(0, "a", "m", large), (0, "b", "m", large), (0, "c", "m", large)]);
+    let report = report(&store, &Question { by: By::Model, ..Question::default() }, NOW_MS).unwrap();
+    assert_eq!(report.total.charge, 3 * i128::from(large));
+    // 3 × 4,611,686,018.427387903 credits.
+    assert_eq!(credits_text(report.total.charge), "13835058055.282163709");
+}
+
+#[test]
+fn retention_takes_old_rows_and_leaves_the_sums() {
+    let store = store_with(&ROWS);
+    let before = lines(By::Model, None, "60d");
+    let left =
+        || store.read(|connection| Ok(connection.query_row("SELECT count(*) FROM ledger", [], |row| row.get::<_, i64>(0))?)).unwrap();
+    for (before_ms, gone, expected) in [
+        (NOW_MS - 50 * calendar::DAY_MS, 0, 6),
+        (NOW_MS - 10 * calendar::DAY_MS, 2, 4),
+        (NOW_MS, 2, 2),
+        (NOW_MS + 1, 2, 0),
+        (NOW_MS + 1, 0, 0),
+    ] {
+        assert_eq!((retire(&store, before_ms).unwrap(), left()), (gone, expected));
+    }
+    assert_eq!(lines(By::Model, None, "60d"), before);
+}
+
+#[test]
+fn a_row_is_found_by_its_own_account_alone() {
+    let store = store_with(&ROWS);
+    let row = |id: &str, account| request(&store, id, account).unwrap().map(|row| row.outcome.charge.0);
+    assert_eq!(row("r0", None), Some(100));
+    assert_eq!(row("r0", Some("acme")), Some(100));
+    assert_eq!(row("r0", Some("other")), None);
+    assert_eq!(row("r9", None), None);
+}
+
+#[tokio::test]
+async fn a_row_is_found_right_after_its_end() {
+    let store = Store::in_memory().unwrap();
+    let ledger = Ledger::start(&store, Settings::default()).unwrap();
+    let row = full_row("r");
+    let _ = ledger.open(row.facts.clone()).unwrap().close(row.outcome.clone());
+    assert_eq!(ledger.request(&store, "r", Some("acme")).await.unwrap(), Some(row));
+    assert_eq!(ledger.request(&store, "s", Some("acme")).await.unwrap(), None);
+    ledger.shutdown();
+}
