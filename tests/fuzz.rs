@@ -9,13 +9,15 @@
 
 #[path = "fuzz/peek.rs"]
 mod peek;
+#[path = "fuzz/stream.rs"]
+mod stream;
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 /// Inputs a target gets in an ordinary test run: a few seconds for all targets together.
-const RUNS: u64 = 20_000;
+const RUNS: u64 = 5_000;
 
 /// Bytes of an input at most, so that a run stays short.
 const INPUT_MAX: usize = 4 * 1024;
@@ -31,6 +33,11 @@ fn json_bodies() {
 #[test]
 fn forms() {
     fuzz("form", peek::FORM_WORDS, peek::form);
+}
+
+#[test]
+fn streams() {
+    fuzz("stream", stream::WORDS, stream::stream);
 }
 
 /// Runs a target over its corpus and over changed inputs. The target panics on a failure, and otherwise says in a few words what

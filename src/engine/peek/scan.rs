@@ -1,4 +1,4 @@
-//! JSON tokens of a byte slice (RFC 8259): strict, without copies, strings skipped 32 bytes at a time.
+//! JSON tokens of a byte slice (RFC 8259): strict, without copies, strings skipped by words and vectors.
 
 use super::BadBody;
 use std::ops::Range;
