@@ -2,6 +2,8 @@
 pub mod engine;
 pub mod config;
 #[cfg(feature = "gateway")]
+pub mod auth;
+#[cfg(feature = "gateway")]
 pub mod cli;
 #[cfg(feature = "gateway")]
 pub mod export;
