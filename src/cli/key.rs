@@ -23,7 +23,7 @@ pub struct KeyArgs {
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
     /// Make a key and print it: the only time it is shown
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// List all keys
     List {
         /// Print JSON, for scripts
@@ -106,7 +106,7 @@ pub fn run(args: KeyArgs, store: &Store, tiers: Option<&[&str]>, out: &mut dyn W
     match args.command {
         KeyCommand::Create(args) => {
             let as_json = args.json;
-            let new = new_key(args, tiers, now_ms)?;
+            let new = new_key(*args, tiers, now_ms)?;
             let created = keys::create(store, &new, actor, now_ms)?;
             show_created(&created, Some(&new), as_json, out)
         }

@@ -4,7 +4,7 @@
 
 use super::{Changes, POLL_INTERVAL, Result, Store, Topic, mark, now_ms};
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 /// A failing poll is logged at the first failure and then at every so many (a minute's worth).
@@ -27,7 +27,7 @@ pub trait Mirror: Send + Sync {
 /// The thread; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Follower {
-    stop: Option<Sender<()>>,
+    stop: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -39,7 +39,8 @@ impl Follower {
         for mirror in &mirrors {
             mirror.reload(&store)?;
         }
-        let (stop, stopped) = channel();
+        // Nothing is ever sent: the drop of the sender ends the thread.
+        let (stop, stopped) = sync_channel(0);
         let run = move || {
             let mut failures = 0u32;
             loop {
@@ -77,16 +78,18 @@ impl Drop for Follower {
     }
 }
 
-/// One poll; the new mark. A mirror that fails is asked again at the next poll, with everything after the old mark.
+/// One poll; the new mark. When a row fails the others are still applied, and all of them again at the next poll: one that
+/// cannot be read must not keep a revocation behind it from taking effect.
 fn poll(store: &Store, mirrors: &[Arc<dyn Mirror>], since: i64) -> Result<i64> {
     let until = match store.changes_since(since)? {
         Changes::Rows { rows, until } => {
+            let mut failed = Ok(());
             for change in rows {
                 for mirror in mirrors.iter().filter(|mirror| mirror.topic() == change.topic) {
-                    mirror.refresh(store, &change.id)?;
+                    failed = failed.and(mirror.refresh(store, &change.id));
                 }
             }
-            until
+            failed.map(|()| until)?
         }
         Changes::Lost { until } => {
             for mirror in mirrors {
@@ -120,7 +123,7 @@ mod tests {
         }
         fn refresh(&self, _: &Store, id: &str) -> Result<()> {
             self.0.lock().push(id.into());
-            Ok(())
+            if id == "bad" { Err(super::super::Error::Task) } else { Ok(()) }
         }
     }
 
@@ -139,8 +142,14 @@ mod tests {
         // The drop polls a last time, so nothing has to be waited for.
         drop(follower);
         assert_eq!(*seen.0.lock(), ["all", "k"]);
+        // One that cannot be read does not hold up the next.
+        store
+            .write(|tx| super::super::changed(tx, Topic::Key, "bad").and_then(|()| super::super::changed(tx, Topic::Key, "good")))
+            .unwrap();
+        poll(&store, &mirrors, 2).unwrap_err();
+        assert_eq!(seen.0.lock().split_off(2), ["bad", "good"]);
         store.write(|tx| Ok(tx.execute("DELETE FROM changes", [])?)).unwrap();
-        assert_eq!(poll(&store, &mirrors, 0).unwrap(), 2);
+        assert_eq!(poll(&store, &mirrors, 0).unwrap(), 4);
         assert_eq!(*seen.0.lock(), ["all", "k", "all"]);
     }
 }

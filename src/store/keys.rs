@@ -258,7 +258,12 @@ pub(super) fn load(connection: &Connection, id: Option<&str>, mut each: impl FnM
             None => statement.query([])?,
         };
         while let Some(row) = rows.next()? {
-            each(loaded(row)?);
+            match loaded(row) {
+                Ok(loaded) => each(loaded),
+                // A key whose restrictions cannot be read opens nothing; the others are not held up by it.
+                Err(Error::Invalid(why)) => log::error!("key {}: {why}; it is not taken", row.get::<_, String>(2)?),
+                Err(error) => return Err(error),
+            }
         }
     }
     Ok(())
@@ -414,6 +419,19 @@ mod tests {
         let month = crate::engine::budget::MonthIndex::default();
         let standing = store.read(|connection| accounts::standing(connection, "shop", month)).unwrap();
         assert_eq!(standing.balance, Credits::parse("12.5").ok());
+    }
+
+    #[test]
+    fn a_key_with_unreadable_scopes_opens_nothing() {
+        use crate::store::follow::Mirror;
+        let store = Store::in_memory().unwrap();
+        let named = |name: &str| NewKey { name: name.into(), ..NewKey::default() };
+        let (bad, good) = (create(&store, &named("bad"), ACTOR, 5).unwrap(), create(&store, &named("good"), ACTOR, 5).unwrap());
+        store.write(|tx| Ok(tx.execute("UPDATE keys SET scopes = '{\"model\":[]}' WHERE id = ?1", [&bad.id])?)).unwrap();
+        let keys = CallerKeys::default();
+        keys.reload(&store).unwrap();
+        assert_eq!(keys.lookup(bad.key.expose(), 6).unwrap_err(), Denied::Unknown);
+        assert!(keys.lookup(good.key.expose(), 6).is_ok());
     }
 
     #[test]

@@ -63,12 +63,9 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         || (a == 192 && b == 0 && c == 0) // 192.0.0.0/24, protocol assignments
         || (a == 192 && b == 88 && c == 99) // 6to4 relays, withdrawn
         || (a == 198 && b & 0xfe == 18); // 198.18.0.0/15, benchmarks
-    !(special
-        || address.is_private()
-        || address.is_loopback()
-        || address.is_link_local()
-        || address.is_documentation()
-        || address.is_multicast())
+    let local = address.is_private() || address.is_loopback() || address.is_link_local();
+    let nobody = special || address.is_documentation() || address.is_multicast();
+    !local && !nobody
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
@@ -78,8 +75,8 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     let parts = address.segments();
     // Global unicast is 2000::/3; everything else is local, multicast, translated or not given out.
     let global = parts[0] & 0xe000 == 0x2000;
-    let special = (parts[0] == 0x2001 && parts[1] < 0x0200) // 2001::/23 protocol assignments, Teredo among them
-        || (parts[0] == 0x2001 && parts[1] == 0x0db8) // documentation
+    // Protocol assignments (2001::/23, Teredo among them) and documentation (2001:db8::/32).
+    let special = (parts[0] == 0x2001 && (parts[1] < 0x0200 || parts[1] == 0x0db8))
         || parts[0] == 0x2002 // 6to4 carries an IPv4 address
         || (parts[0] == 0x3fff && parts[1] < 0x1000); // 3fff::/20, documentation
     global && !special

@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&log).unwrap(), text);
 
         let done = scan(&paths, Redact::WithBackup);
-        assert_eq!(done.redacted, [log.clone()]);
+        assert_eq!(done.redacted, std::slice::from_ref(&log));
         let expected = format!("one\ntwo {PLACEHOLDER} {PLACEHOLDER}\nthree\nkey: {PLACEHOLDER}\n");
         assert_eq!(fs::read_to_string(&log).unwrap(), expected);
         assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o640);
@@ -297,7 +297,7 @@ mod tests {
         let refused = scan(std::slice::from_ref(&log), Redact::WithBackup);
         assert!(refused.redacted.is_empty() && refused.unread.len() == 1);
         assert_eq!(fs::read_to_string(&log).unwrap(), text);
-        assert_eq!(scan(std::slice::from_ref(&log), Redact::WithoutBackup).redacted, [log.clone()]);
+        assert_eq!(scan(std::slice::from_ref(&log), Redact::WithoutBackup).redacted, std::slice::from_ref(&log));
         assert!(scan(&[log], Redact::No).findings.is_empty());
     }
 }

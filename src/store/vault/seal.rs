@@ -5,8 +5,8 @@
 
 use crate::engine::catalog::SecretRef;
 use crate::store::secret::Secret;
+use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::{Aead, AeadInPlace, KeyInit, Payload};
-use aes_gcm::{Aes256Gcm, Key, Nonce};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
@@ -82,7 +82,7 @@ impl MasterKey {
         // The id tells master keys apart and nothing about them: a hash of 256 random bits under a prefix of its own.
         let digest = Sha256::new().chain_update(b"weir master key id\0").chain_update(bytes).finalize();
         let id: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        MasterKey { id: id.into(), cipher: Aes256Gcm::new(Key::<Aes256Gcm>::from_slice(bytes)) }
+        MasterKey { id: id.into(), cipher: Aes256Gcm::new(bytes.into()) }
     }
 
     /// A new one in base64, to be kept by the operator.
@@ -100,14 +100,14 @@ impl MasterKey {
         let nonce = rand::random::<[u8; 12]>();
         let payload = Payload { msg: key.expose().as_bytes(), aad: &associated(belongs) };
         // Fails only beyond 64 GiB.
-        let bytes = self.cipher.encrypt(Nonce::from_slice(&nonce), payload).map_err(|_| CannotOpen::Tampered)?;
+        let bytes = self.cipher.encrypt(&nonce.into(), payload).map_err(|_| CannotOpen::Tampered)?;
         Ok(Sealed { master_id: self.id.clone(), nonce, bytes: bytes.into() })
     }
 
     fn open(&self, belongs: Belongs<'_>, sealed: &Sealed) -> Result<Secret, CannotOpen> {
         // Decrypted in place in a buffer that is zeroed whatever happens; GCM checks the tag before it decrypts.
         let mut buffer = Zeroizing::new(sealed.bytes.to_vec());
-        let decrypted = self.cipher.decrypt_in_place(Nonce::from_slice(&sealed.nonce), &associated(belongs), &mut *buffer);
+        let decrypted = self.cipher.decrypt_in_place(&sealed.nonce.into(), &associated(belongs), &mut *buffer);
         decrypted.map_err(|_| CannotOpen::Tampered)?;
         let text = std::str::from_utf8(&buffer).map_err(|_| CannotOpen::Tampered)?;
         Ok(Secret::copied(text))
