@@ -8,6 +8,9 @@
 
 pub mod lago;
 pub mod openmeter;
+mod start;
+
+pub use start::{Exports, sinks, start, start_with};
 
 use crate::engine::money::Usd;
 use crate::store::ledger::store_rows::{ROW_COLUMNS, read_row};
@@ -69,6 +72,7 @@ pub struct Exporter {
     store: Store,
     client: reqwest::Client,
     to: Destination,
+    exports: Exports,
     lag: Arc<Lag>,
     pauses: Pauses,
 }
@@ -119,14 +123,10 @@ impl Lag {
 }
 
 impl Exporter {
-    /// An exporter that has not begun. `client` makes the TLS connections.
-    pub fn new(store: &Store, client: reqwest::Client, to: Destination) -> Exporter {
-        Exporter { store: store.clone(), client, to, lag: Arc::default(), pauses: Pauses::default() }
-    }
-
-    /// How far behind it is; kept fresh while it runs.
-    pub fn lag(&self) -> Arc<Lag> {
-        self.lag.clone()
+    /// An exporter that has not begun. `client` makes the connections; `exports` is told how far behind it is.
+    pub fn new(store: &Store, client: reqwest::Client, to: Destination, exports: Exports) -> Exporter {
+        let lag = exports.lag(to.sink).clone();
+        Exporter { store: store.clone(), client, to, exports, lag, pauses: Pauses::default() }
     }
 
     /// Runs for ever. Cancel-safe: an event leaves the outbox only once it was acknowledged; what was sent and not yet
@@ -228,11 +228,12 @@ impl Exporter {
     }
 
     async fn next_letters(&self) -> store::Result<Vec<Letter>> {
-        let (sink, lag) = (self.to.sink, self.lag.clone());
+        let (sink, lag, exports) = (self.to.sink, self.lag.clone(), self.exports.clone());
         self.store
             .run(move |store| {
                 let letters = letters(store, sink)?;
                 measure(store, sink, &lag)?;
+                exports.sum();
                 Ok(letters)
             })
             .await

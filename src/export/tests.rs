@@ -178,7 +178,7 @@ fn exporter(store: &Store, sink: Sink, url: &str) -> Exporter {
         credit: Usd::parse("0.001").unwrap(),
     };
     // No pooled connections: each call is one of the script's.
-    Exporter::new(store, reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap(), to)
+    Exporter::new(store, reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap(), to, Exports::default())
 }
 
 /// Steps until the outbox is empty; the pauses it asked for.
@@ -273,11 +273,13 @@ async fn the_lag_and_the_way_back_of_dead_letters() {
     let server = server(vec![Act::Status(500)], Billing { poison: vec![id(2)], ..Billing::default() }).await;
     let mut exporter = exporter(&store, Sink::Lago, &server.url);
     assert!(exporter.step().await.unwrap().is_some());
-    let lag = exporter.lag();
-    assert_eq!((lag.pending(), lag.dead()), (5, 0));
+    let (lag, exports) = (exporter.lag.clone(), exporter.exports.clone());
+    assert_eq!((lag.pending(), lag.dead(), exports.pending.load(Ordering::Relaxed)), (5, 0, 5));
+    assert!(exports.oldest_ms.load(Ordering::Relaxed) > 0);
     assert!(lag.oldest_seconds(now_ms() + 60_000) >= 60);
     drain(&mut exporter).await;
     assert_eq!((lag.pending(), lag.oldest_seconds(now_ms()), lag.dead()), (0, 0, 1));
+    assert_eq!((exports.pending.load(Ordering::Relaxed), exports.oldest_ms.load(Ordering::Relaxed)), (0, 0));
     server.billing.lock().poison.clear();
     assert_eq!(revive(&store, Sink::Lago).unwrap(), 1);
     drain(&mut exporter).await;

@@ -6,9 +6,9 @@
 use crate::engine::budget::MonthIndex;
 use crate::engine::money::{Credits, Usd};
 use crate::engine::usage::{Bucket, Usage};
+use crate::store::ledger::Row;
 use crate::store::ledger::row::serialize_usage;
 use crate::store::ledger::store_rows::{ROLLUP_SUMS, ROW_COLUMNS, read_row};
-use crate::store::ledger::{Ledger, Row};
 use crate::store::{self, Store, calendar};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -128,6 +128,19 @@ pub struct Report {
     pub total: Totals,
     /// This month, whatever `since` says.
     pub month: Month,
+}
+
+impl<'a> Question<'a> {
+    /// From a query's parameters; the error says what is expected.
+    pub fn parse(by: &str, since: Option<&str>, account: Option<&'a str>, now_ms: u64) -> store::Result<Question<'a>> {
+        let by =
+            By::from_name(by).ok_or_else(|| store::Error::Invalid("by: expected day, model, provider, key, level or account".into()))?;
+        let day = |text| {
+            calendar::parse_since(text, now_ms)
+                .ok_or_else(|| store::Error::Invalid("since: expected a day such as 2026-11-01, or 30d".into()))
+        };
+        Ok(Question { account, by, since: since.map(day).transpose()? })
+    }
 }
 
 impl By {
@@ -277,31 +290,20 @@ pub fn report(store: &Store, question: &Question<'_>, now_ms: u64) -> store::Res
     })
 }
 
-/// The row of a request, if it is in the database; with `account`, only of that account. Blocking.
-pub fn request(store: &Store, request_id: &str, account: Option<&str>) -> store::Result<Option<Row>> {
+/// The row of a request of this account, if it is in the database; [`Ledger::flushed`](crate::store::ledger::Ledger::flushed)
+/// brings those there that have just ended. Blocking.
+pub fn request(store: &Store, request_id: &str, account: &str) -> store::Result<Option<Row>> {
+    Ok(any_request(store, request_id)?.filter(|row| *row.facts.account == *account))
+}
+
+/// The row of a request, whoever made it. Blocking.
+pub fn any_request(store: &Store, request_id: &str) -> store::Result<Option<Row>> {
     store.read(|connection| {
         let row = connection
             .prepare_cached(&format!("SELECT {ROW_COLUMNS} FROM ledger WHERE request_id = ?"))?
-            .query_row([request_id], |row| read_row(row, 0))
-            .optional()?;
-        Ok(row.filter(|row| account.is_none_or(|account| *row.facts.account == *account)))
+            .query_row([request_id], |row| read_row(row, 0));
+        Ok(row.optional()?)
     })
-}
-
-impl Ledger {
-    /// The row of a request that has ended, on its way to the database or in it; with `account`, only of that account.
-    pub async fn request(&self, store: &Store, request_id: &str, account: Option<&str>) -> store::Result<Option<Row>> {
-        let (id, account) = (request_id.to_owned(), account.map(str::to_owned));
-        let look = move |store: &Store| request(store, &id, account.as_deref());
-        if let Some(row) = store.run(look.clone()).await? {
-            return Ok(Some(row));
-        }
-        if self.pending() == 0 {
-            return Ok(None);
-        }
-        self.flushed().await;
-        store.run(look).await
-    }
 }
 
 /// Deletes rows that began before `before_ms`, oldest first, a few thousand at a time; roll-ups, balances and rows that are

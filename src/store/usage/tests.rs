@@ -1,6 +1,6 @@
 use super::*;
 use crate::store::ledger::row::tests::full_row;
-use crate::store::ledger::{End, Settings};
+use crate::store::ledger::{End, Ledger, Settings};
 
 /// 2026-11-22T12:00Z: half of a 30-day month's 22nd day.
 const NOW_MS: u64 = 1_795_348_800_000;
@@ -118,20 +118,44 @@ fn retention_takes_old_rows_and_leaves_the_sums() {
 #[test]
 fn a_row_is_found_by_its_own_account_alone() {
     let store = store_with(&ROWS);
-    let row = |id: &str, account| request(&store, id, account).unwrap().map(|row| row.outcome.charge.0);
-    assert_eq!(row("r0", None), Some(100));
-    assert_eq!(row("r0", Some("acme")), Some(100));
-    assert_eq!(row("r0", Some("other")), None);
-    assert_eq!(row("r9", None), None);
+    let charge = |row: Option<Row>| row.map(|row| row.outcome.charge.0);
+    assert_eq!(charge(any_request(&store, "r0").unwrap()), Some(100));
+    assert_eq!(charge(request(&store, "r0", "acme").unwrap()), Some(100));
+    assert_eq!(charge(request(&store, "r0", "other").unwrap()), None);
+    assert_eq!(charge(any_request(&store, "r9").unwrap()), None);
 }
 
-#[tokio::test]
-async fn a_row_is_found_right_after_its_end() {
-    let store = Store::in_memory().unwrap();
-    let ledger = Ledger::start(&store, Settings::default()).unwrap();
-    let row = full_row("r");
-    let _ = ledger.open(row.facts.clone()).unwrap().close(row.outcome.clone());
-    assert_eq!(ledger.request(&store, "r", Some("acme")).await.unwrap(), Some(row));
-    assert_eq!(ledger.request(&store, "s", Some("acme")).await.unwrap(), None);
-    ledger.shutdown();
+#[test]
+fn questions_are_parsed_or_explained() {
+    let question = Question::parse("model", Some("7d"), Some("acme"), NOW_MS).unwrap();
+    assert_eq!((question.by, question.since.map(calendar::iso_day).as_deref()), (By::Model, Some("2026-11-15")));
+    assert!(Question::parse("colour", None, None, NOW_MS).unwrap_err().to_string().starts_with("by: "));
+    assert!(Question::parse("day", Some("soon"), None, NOW_MS).unwrap_err().to_string().starts_with("since: "));
+}
+
+/// Roll-ups as ten million requests of a large installation make them; prints how long answers take.
+/// `cargo test --release --lib ten_million -- --ignored --nocapture`
+#[test]
+#[ignore = "measures; takes a minute"]
+fn answers_on_ten_million_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&format!("sqlite:{}/weir.db", folder.path().display())).unwrap();
+    let today = calendar::day_of(NOW_MS);
+    // 400 days × 100 accounts × 5 models × 5 keys: a million cells of ten requests each.
+    let fill = "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 999999)
+        INSERT INTO rollup SELECT ?1 - i / 2500, 'account' || (i / 25 % 100), 'key' || (i / 5 % 5), 'model' || (i % 5), 'provider', '',
+        10, 9, 1, 0, 0, 0, 0, 1234567, 1234, 100, 10, 1000, 500, 0, 0, 0, 0, 0, 0, 100, 0, 0, 0, 0, 0, 10, 0 FROM n";
+    store.write(|tx| Ok(tx.execute(fill, [today])?)).unwrap();
+    for (account, by, since) in [
+        (None, By::Day, today - 30),
+        (None, By::Model, today - 400),
+        (None, By::Account, today - 400),
+        (Some("account7"), By::Day, today - 30),
+        (Some("account7"), By::Model, today - 400),
+    ] {
+        let started = std::time::Instant::now();
+        let report = report(&store, &Question { account, by, since: Some(since) }, NOW_MS).unwrap();
+        assert!(report.total.rows > 0);
+        println!("{by:?} {account:?} {} days: {:?}, {} requests", today - since, started.elapsed(), report.total.rows);
+    }
 }

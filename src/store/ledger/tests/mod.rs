@@ -189,3 +189,90 @@ fn balances_follow_grants_and_rows() {
     let balances = again.of("acme").balances(month);
     assert_eq!((balances.balance, balances.used_this_month), (Some(Credits(260)), Credits(1_160)));
 }
+
+#[test]
+fn strict_rows_wait_for_the_disk_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    let ledger = Ledger::start(&store, Settings { commit: Commit::Strict, ..settings() }).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let ledger = &ledger;
+            scope.spawn(move || {
+                for n in 0..10 {
+                    let row = row(&format!("{thread}.{n}"), "acme", 1);
+                    let closed = ledger.open(row.facts).unwrap().close(row.outcome);
+                    assert!(!closed.is_safe());
+                    futures_block(closed.safe());
+                }
+            });
+        }
+    });
+    ledger.shutdown();
+    assert_eq!(rows_in(&store).len(), 40);
+}
+
+#[test]
+fn a_dropped_ticket_is_a_failed_row() {
+    let store = Store::in_memory().unwrap();
+    let ledger = Ledger::start(&store, settings()).unwrap();
+    drop(ledger.open(full_row("r").facts).unwrap());
+    assert!(ledger.flush());
+    assert_eq!(rows_in(&store)[0].outcome.end, End::Failed);
+    assert_eq!(ledger.health().dropped, 1);
+    ledger.shutdown();
+}
+
+#[test]
+fn a_long_stream_does_not_keep_old_segments() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    let layout = Layout { shards: 1, ..SMALL };
+    let ledger = Ledger::start(&store, Settings { layout, ..Settings::default() }).unwrap();
+    let mut stream = ledger.open(full_row("stream").facts).unwrap();
+    for n in 0..400u64 {
+        write(&ledger, row(&format!("r{n}"), "acme", 1));
+        if n % 20 == 0 {
+            stream.progress(n * 1000, || full_row("").outcome);
+        }
+    }
+    assert!(ledger.flush());
+    let journal = ledger.inner.journal.as_ref().unwrap();
+    ledger.inner.stored.lock().clear();
+    journal.sync().unwrap();
+    journal.sweep();
+    assert!(journal.segments() <= 4, "{}", journal.segments());
+    // And yet its facts are there for a recovery.
+    let crashed = image(&store);
+    let recovered = Ledger::start(&store_in(crashed.path()), settings()).unwrap();
+    assert_eq!(recovered.health().recovered_open, 1);
+    recovered.shutdown();
+    let _ = stream.close(full_row("").outcome);
+    ledger.shutdown();
+    assert_consistent(&store);
+}
+
+/// What the ledger costs a request: `cargo test --release --lib ledger::tests::cost -- --ignored --nocapture`
+#[test]
+#[ignore = "measures; takes a while"]
+fn cost_of_a_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    let ledger = Ledger::start(&store, Settings::default()).unwrap();
+    let template = full_row("");
+    const COUNT: u32 = 60_000;
+    let started = std::time::Instant::now();
+    for n in 0..COUNT {
+        let mut facts = template.facts.clone();
+        facts.request_id = format!("01JD{n:022}").into();
+        let _ = ledger.open(facts).unwrap().close(template.outcome.clone());
+    }
+    println!("open and close: {:?} a request", started.elapsed() / COUNT);
+    assert!(ledger.flush());
+    println!("until stored: {:?} a request", started.elapsed() / COUNT);
+    ledger.shutdown();
+}
+
+mod crash;
+mod disk;
+mod money;
