@@ -138,12 +138,14 @@ pub fn verify(connection: &Connection) -> store::Result<Vec<String>> {
     if months != all {
         wrong.push(format!("months: {months}, rows: {all}"));
     }
-    let rollups: (i64, i64, i64) =
-        connection.query_row("SELECT coalesce(sum(charge), 0), coalesce(sum(cost), 0), coalesce(sum(rows), 0) FROM rollup", [], three)?;
-    let rows: (i64, i64, i64) =
-        connection.query_row("SELECT coalesce(sum(charge), 0), coalesce(sum(cost), 0), count(*) FROM ledger", [], three)?;
-    if rollups != rows {
-        wrong.push(format!("roll-ups: {rollups:?}, rows: {rows:?}"));
+    let sums = "coalesce(sum(charge), 0), coalesce(sum(cost), 0)";
+    let rows: (i64, i64, i64) = connection.query_row(&format!("SELECT {sums}, count(*) FROM ledger"), [], three)?;
+    for cells in ["account != ''", "account = ''"] {
+        let query = format!("SELECT {sums}, coalesce(sum(rows), 0) FROM rollup WHERE {cells}");
+        let rollups: (i64, i64, i64) = connection.query_row(&query, [], three)?;
+        if rollups != rows {
+            wrong.push(format!("roll-ups where {cells}: {rollups:?}, rows: {rows:?}"));
+        }
     }
     Ok(wrong)
 }

@@ -1,7 +1,7 @@
 //! Questions about use: by day, model, provider, key, level or account; this month and where it is heading; one request.
 //!
-//! Sums come from the roll-ups (a row for each day, account, key, model, provider and level), so ten million requests are
-//! thousands of rows to read; they outlive the ledger's rows. A roll-up's day is the UTC day a request began.
+//! Sums come from the roll-ups (a row for each day, account, key, model, provider and level, and one for all accounts
+//! together), so ten million requests are thousands of rows to read; they outlive the ledger's rows. A roll-up's day is the UTC day a request began.
 
 use crate::engine::budget::MonthIndex;
 use crate::engine::money::{Credits, Usd};
@@ -348,9 +348,16 @@ fn sums(connection: &Connection, account: Option<&str>, since: i64, until: i64, 
         })
         .collect();
     let (name, columns) = (by.column(), columns.join(", "));
+    // The cells with an empty account sum all accounts and keys; only a question that tells those apart reads the others.
+    let account = match (account, by) {
+        (None, By::Account | By::Key) => None,
+        (account, _) => Some(account.unwrap_or("")),
+    };
     // With an account: one look-up for each day, for the roll-ups are ordered by day and account.
     let query = match account {
-        None => format!("SELECT {name}, {columns} FROM rollup WHERE day BETWEEN ?1 AND ?2 GROUP BY {name} ORDER BY {name}"),
+        None => {
+            format!("SELECT {name}, {columns} FROM rollup WHERE day BETWEEN ?1 AND ?2 AND account != '' GROUP BY {name} ORDER BY {name}")
+        }
         Some(_) => format!(
             "WITH RECURSIVE days (at) AS (SELECT ?1 UNION ALL SELECT at + 1 FROM days WHERE at < ?2)
              SELECT {name}, {columns} FROM days CROSS JOIN rollup ON rollup.day = days.at AND rollup.account = ?3

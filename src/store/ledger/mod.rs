@@ -323,7 +323,7 @@ impl Inner {
         let row = Row { facts, outcome };
         let pending = self.pending.fetch_add(1, Ordering::Relaxed) + 1;
         self.closed[shard].lock().push(Pending { epoch, ticket: number, row, segments: [opened_in, closed_in] });
-        if pending % (BATCH_ROWS / 2) == 0 {
+        if pending.is_multiple_of(BATCH_ROWS / 2) {
             self.batches.ask();
         }
         journalled

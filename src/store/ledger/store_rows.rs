@@ -16,7 +16,8 @@ use std::sync::{Arc, LazyLock};
 /// `ledger.id` counts rows in the order they were stored: retention and export follow it, so no index on a time is kept.
 /// `(epoch, ticket)` tells a row that is replayed from another one that claims the same id. `cost` is in 10⁻¹² USD,
 /// `charge` and `reserved` in 10⁻⁹ credits. 64 bits hold 9.2 million USD (9.2 billion credits) per row and per roll-up cell.
-/// In roll-ups an empty text stands for "none", for a primary key has no NULL. `day` counts from 1970-01-01 and is the day
+/// In roll-ups an empty text stands for "none", for a primary key has no NULL; cells with an empty account hold the sums of
+/// all accounts and keys, so that questions about everyone read few of them. `day` counts from 1970-01-01 and is the day
 /// a request began, UTC.
 pub const TABLES: &str = "
 CREATE TABLE ledger (
@@ -130,6 +131,9 @@ static INSERT_ROW: LazyLock<String> = LazyLock::new(|| {
 });
 
 const ROLLUP_KEYS: [&str; 6] = ["day", "account", "key_id", "model", "provider", "level"];
+
+/// The account and the key of the cells that sum all of them.
+static EVERYONE: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(""));
 
 /// Columns of a roll-up that are summed, in the order of [`Sums`].
 pub(crate) const ROLLUP_SUMS: [&str; 12 + Bucket::ALL.len()] = [
@@ -335,10 +339,16 @@ fn add_rollup(rollups: &mut FxHashMap<RollupKey, Sums>, row: &Row) {
         i64::from(outcome.first_event_ms.is_some()),
         integer(outcome.duration_ms),
     ];
-    let values = head.into_iter().chain(outcome.usage.iter().map(|(_, count)| integer(count)));
-    let sums = rollups.entry(key).or_insert([0; ROLLUP_SUMS.len()]);
-    for (sum, value) in sums.iter_mut().zip(values) {
-        *sum = sum.saturating_add(value);
+    let mut values: Sums = [0; ROLLUP_SUMS.len()];
+    for (value, count) in values.iter_mut().zip(head.into_iter().chain(outcome.usage.iter().map(|(_, count)| integer(count)))) {
+        *value = count;
+    }
+    let everyone = (key.0, EVERYONE.clone(), EVERYONE.clone(), key.3.clone(), key.4.clone(), key.5.clone());
+    for key in [key, everyone] {
+        let sums = rollups.entry(key).or_insert([0; ROLLUP_SUMS.len()]);
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum = sum.saturating_add(value);
+        }
     }
 }
 

@@ -49,8 +49,10 @@ fn run_batches(inner: &Inner) {
         }
         std::thread::sleep(RETRY_INTERVAL);
     }
-    // Rows that are left keep their segments: the journal stays for the next start.
-    std::mem::forget(std::mem::take(&mut backlog).into_iter().map(|pending| pending.segments).collect::<Vec<_>>());
+    if let Some(shard) = inner.closed.first() {
+        // Rows that are left keep their segments: the journal stays for the next start.
+        shard.lock().append(&mut backlog);
+    }
     inner.batches.stopped();
     inner.syncs.stop();
 }
