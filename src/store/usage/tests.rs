@@ -90,7 +90,7 @@ fn the_success_rate_counts_what_was_tried() {
 #[test]
 fn sums_beyond_64_bits_are_exact() {
     let large = i64::MAX / 2;
-    let store = store_with(&[(0, "a", "m", large), (0, "b", "m", large), (0, "c", "m", large)]);
+    let store = store_with(&[(0, "a", "m", large), (1, "b", "m", large), (2, "c", "m", large)]);
     let report = report(&store, &Question { by: By::Model, ..Question::default() }, NOW_MS).unwrap();
     assert_eq!(report.total.charge, 3 * i128::from(large));
     // 3 × 4,611,686,018.427387903 credits.
