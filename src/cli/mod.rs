@@ -1,8 +1,17 @@
 //! Floor 4: the commands. Each reads its arguments, asks a lower floor, and prints for people or, with `--json`, for scripts.
 
+mod check;
+mod commands;
+mod demo;
+pub mod demo_provider;
+mod import;
 pub mod key;
+mod route;
+mod serve;
 pub mod usage;
 pub mod vault;
+
+pub use commands::main;
 
 use std::fmt;
 use std::io::{self, Write};

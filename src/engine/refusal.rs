@@ -65,6 +65,20 @@ pub enum Refusal {
         /// Tokens the model has.
         window: u64,
     },
+    /// More output is asked than the model can write.
+    OutputTooLong {
+        /// The model.
+        model: Box<str>,
+        /// Tokens it writes at most.
+        most: u64,
+    },
+    /// The body lists models of its own to fall back to, past the policy.
+    OtherModels,
+    /// A self-service request cannot be carried out; why. Never holds a secret.
+    Invalid {
+        /// For people.
+        what: Box<str>,
+    },
     /// No credential was sent.
     NoKey,
     /// The credential is not known, or was revoked.
@@ -99,6 +113,11 @@ pub enum Refusal {
     LevelClosed {
         /// The level.
         level: Box<str>,
+    },
+    /// The key's tier is not configured, and there is no default.
+    UnknownTier {
+        /// The tier.
+        tier: Box<str>,
     },
     /// The key's scopes do not open the path.
     PathClosed {
@@ -180,6 +199,8 @@ pub enum Refusal {
         attempts: u32,
         /// The last.
         last: UpstreamFailure,
+        /// When one of them is due again, if it said so.
+        retry_after_ms: Option<u64>,
     },
     /// The upstream broke off after the first event went out.
     StreamBroken(UpstreamFailure),
@@ -311,6 +332,9 @@ impl Refusal {
             Refusal::CannotDo { .. } => row(400, INVALID, Some("unsupported_parameter"), INVALID, "cannot_do"),
             Refusal::NotSpoken { .. } => row(400, INVALID, Some("unsupported_endpoint"), INVALID, "not_spoken"),
             Refusal::ContextTooLong { .. } => row(400, INVALID, Some("context_length_exceeded"), INVALID, "context_too_long"),
+            Refusal::OutputTooLong { .. } => row(400, INVALID, Some("invalid_value"), INVALID, "output_too_long"),
+            Refusal::OtherModels => row(400, INVALID, Some("unsupported_parameter"), INVALID, "other_models"),
+            Refusal::Invalid { .. } => row(400, INVALID, None, INVALID, "invalid"),
             Refusal::NoKey => row(401, INVALID, Some("invalid_api_key"), "authentication_error", "no_key"),
             Refusal::UnknownKey => row(401, INVALID, Some("invalid_api_key"), "authentication_error", "unknown_key"),
             Refusal::ExpiredKey => row(401, INVALID, Some("invalid_api_key"), "authentication_error", "expired_key"),
@@ -320,6 +344,7 @@ impl Refusal {
             Refusal::CreditsRanOut { .. } => payment("credits_ran_out"),
             Refusal::ModelClosed { .. } => row(403, PERMISSION, Some("model_not_allowed"), PERMISSION, "model_closed"),
             Refusal::LevelClosed { .. } => row(403, PERMISSION, Some("level_not_allowed"), PERMISSION, "level_closed"),
+            Refusal::UnknownTier { .. } => row(403, PERMISSION, Some("unknown_tier"), PERMISSION, "unknown_tier"),
             Refusal::PathClosed { .. } => row(403, PERMISSION, Some("path_not_allowed"), PERMISSION, "path_closed"),
             Refusal::ByokClosed => row(403, PERMISSION, Some("byok_not_allowed"), PERMISSION, "byok_closed"),
             Refusal::ByokMissing { .. } => row(403, PERMISSION, Some("byok_key_missing"), PERMISSION, "byok_missing"),
@@ -377,6 +402,7 @@ impl Refusal {
     /// When to come again, for `Retry-After`, in milliseconds.
     pub fn retry_after_ms(&self) -> Option<u64> {
         match self {
+            Refusal::AttemptsFailed { retry_after_ms, .. } => *retry_after_ms,
             Refusal::RateLimited { retry_after_ms, .. }
             | Refusal::NoTarget { retry_after_ms, .. }
             | Refusal::Overloaded { retry_after_ms }

@@ -140,6 +140,11 @@ impl CallerKeys {
         Ok(held.key.clone())
     }
 
+    /// The key of an id. Looks at every one: for commands.
+    pub fn by_id(&self, id: &str) -> Option<Arc<CallerKey>> {
+        self.by_hash.pin().values().find(|held| *held.key.id == *id).map(|held| held.key.clone())
+    }
+
     /// Writes the times of last use that are newer than what was written before. Blocking.
     pub fn save_last_used(&self, store: &Store) -> Result<()> {
         let mut used: Vec<(Arc<CallerKey>, u64)> = Vec::new();

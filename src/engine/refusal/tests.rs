@@ -53,7 +53,7 @@ fn all() -> Vec<Refusal> {
         Refusal::RateLimited { limit: RateLimit::RequestsPerDay, allowed: 60, retry_after_ms: 200_000 },
         Refusal::RateLimited { limit: RateLimit::TokensPerDay, allowed: 60, retry_after_ms: 1 },
         Refusal::RateLimited { limit: RateLimit::Concurrent, allowed: 5, retry_after_ms: 1 },
-        Refusal::AttemptsFailed { attempts: 3, last: failure("upstream says \"no\"") },
+        Refusal::AttemptsFailed { attempts: 3, last: failure("upstream says \"no\""), retry_after_ms: None },
         Refusal::StreamBroken(UpstreamFailure::new("openai".into(), None, "connection reset", None)),
         Refusal::NoFirstEvent { provider: "openai".into(), attempts: 2 },
         Refusal::NoTarget { model: model(), retry_after_ms: 30_000 },

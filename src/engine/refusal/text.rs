@@ -63,6 +63,13 @@ fn bad_body(bad: &BadBody, f: &mut Formatter<'_>) -> fmt::Result {
 /// Who calls and what they may.
 fn caller(refusal: &Refusal, f: &mut Formatter<'_>) -> fmt::Result {
     match refusal {
+        Refusal::OutputTooLong { model, most } => {
+            write!(f, "The model '{}' writes {most} tokens at most. Ask for no more than that.", asked(model))
+        }
+        Refusal::OtherModels => {
+            f.write_str("The field 'models' is not taken: fallbacks are configured here. Name one model in 'model'.")
+        }
+        Refusal::Invalid { what } => write!(f, "{what}."),
         Refusal::NoKey => {
             f.write_str("You did not provide an API key. Send it as 'Authorization: Bearer KEY' (or in x-api-key or api-key).")
         }
@@ -89,6 +96,9 @@ fn caller(refusal: &Refusal, f: &mut Formatter<'_>) -> fmt::Result {
         }
         Refusal::LevelClosed { level } => {
             write!(f, "The power level '{}' is not open to this key. GET /weir/v1/me lists those that are.", asked(level))
+        }
+        Refusal::UnknownTier { tier } => {
+            write!(f, "This key's tier '{}' does not exist any more. Ask for another tier or a new key.", asked(tier))
         }
         Refusal::PathClosed { path } => write!(f, "This key may not call {path}. Use a key whose scopes include it."),
         Refusal::ByokClosed => {
@@ -158,7 +168,7 @@ fn request(refusal: &Refusal, f: &mut Formatter<'_>) -> fmt::Result {
 /// What happened behind us.
 fn upstream(refusal: &Refusal, f: &mut Formatter<'_>) -> fmt::Result {
     match refusal {
-        Refusal::AttemptsFailed { attempts, last } => {
+        Refusal::AttemptsFailed { attempts, last, .. } => {
             let tries = if *attempts == 1 { "The only attempt" } else { "Every attempt" };
             write!(f, "{tries} to get an answer failed ({attempts} made); the last was at the provider '{}'", last.provider)?;
             said(f, last)?;

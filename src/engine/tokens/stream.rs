@@ -38,6 +38,11 @@ impl Stream {
         Stream { family, text: Vec::new(), scan_at_bytes: SCAN_AT_BYTES, counted: 0 }
     }
 
+    /// Whether the vocabulary it counts with is in memory; [`Stream::finish`] loads it otherwise.
+    pub fn is_loaded(&self) -> bool {
+        super::is_loaded(self.family.encoding)
+    }
+
     /// Appends text (UTF-8, possibly cut inside a character).
     pub fn push(&mut self, text: &[u8]) {
         let mut rest = text;

@@ -1,0 +1,291 @@
+//! Floor 4: where the parts are put together, once.
+
+use crate::admin::Admin;
+use crate::auth::jwt::Jwt;
+use crate::cli::Failure;
+use crate::config::load::Files;
+use crate::config::problem::Problem;
+use crate::config::weir_toml::{Settings, StoreUrl};
+use crate::engine::catalog::SecretRef;
+use crate::proxy::Proxy;
+use crate::proxy::body::InFlight;
+use crate::proxy::gateway::{Drain, Gateway, Limiters, Reload, Reloads};
+use crate::proxy::upstream::Upstreams;
+use crate::store::callers::{CallerKey, CallerKeys};
+use crate::store::follow::{Follower, Mirror};
+use crate::store::ledger::{self, Ledger};
+use crate::store::secret::Secret;
+use crate::store::vault::{self, KeyRing, MasterRefs, resolve_plain};
+use crate::store::{self, Store};
+use crate::telemetry::clock;
+use crate::telemetry::log_lines::{self, Severity};
+use crate::telemetry::metrics::Metrics;
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora_core::listeners::tls::TlsSettings;
+use pingora_core::server::configuration::{Opt, ServerConf};
+use pingora_core::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
+use pingora_core::services::background::{BackgroundService, background_service};
+use pingora_core::services::listening::Service;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How often the hot files are looked at: well inside the second in which a change should hold.
+pub const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// Pingora waits this long between handing its sockets over and closing its own, so that no connection falls between.
+const HAND_OVER_SECONDS: u64 = 5;
+/// How often a drain looks whether everybody has gone.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
+
+/// A gateway that is put together but not yet listening, with what must live as long as it.
+pub struct App {
+    /// The shared state.
+    pub gateway: Arc<Gateway>,
+    follower: Follower,
+    admin_token: Option<Arc<Secret>>,
+}
+
+/// How to listen.
+#[derive(Debug, Default)]
+pub struct Listening {
+    /// Take the sockets over from a running weir.
+    pub upgrade: bool,
+    /// Address of the built-in provider (`weir demo`).
+    pub demo_provider: Option<String>,
+}
+
+/// Loads the hot files once. All problems are reported.
+pub fn load_catalog(settings: &Settings) -> Result<crate::engine::catalog::Catalog, Vec<Problem>> {
+    files(settings).load()
+}
+
+/// Opens the store the settings name.
+pub fn open_store(settings: &Settings) -> Result<Store, Failure> {
+    Ok(match &settings.store {
+        StoreUrl::Memory => Store::in_memory()?,
+        StoreUrl::Sqlite(path) => Store::open(&format!("sqlite:{}", path.display()))?,
+        StoreUrl::Postgres(url) => Store::open(url)?,
+        StoreUrl::Secret(reference) => Store::open(resolve_plain(reference).map_err(Failure::Failed)?.expose())?,
+    })
+}
+
+/// Where the master keys come from; `None`: there is no vault.
+pub fn master_refs(settings: &Settings) -> Option<MasterRefs> {
+    settings.vault.master_key.as_ref().map(|current| MasterRefs { current: current.clone(), previous: settings.vault.previous_key.clone() })
+}
+
+/// Where a running weir hands its sockets to its successor: beside the store, which both have.
+fn upgrade_socket(settings: &Settings) -> PathBuf {
+    match &settings.store {
+        StoreUrl::Sqlite(path) => path.with_extension("upgrade.sock"),
+        _ => settings.folder.join("weir.upgrade.sock"),
+    }
+}
+
+fn files(settings: &Settings) -> Files {
+    Files { routing: settings.routing_file.clone(), prices: settings.prices_file.clone() }
+}
+
+impl App {
+    /// Opens the store, replays what a crash left, loads keys, accounts and configuration. Blocking.
+    pub fn open(settings: Settings) -> Result<App, Failure> {
+        // Another part of the process may have done so already, with the same provider.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let store = open_store(&settings)?;
+        let metrics = Metrics::new().map_err(|error| Failure::Failed(format!("metrics: {error}")))?;
+        let key_ring = match master_refs(&settings) {
+            Some(refs) => KeyRing::with_vault(refs).map_err(Failure::Failed)?,
+            None => KeyRing::without_vault(),
+        };
+        let key_ring = Arc::new(key_ring);
+        let admin_token = settings.admin_token.as_ref().map(resolve_plain).transpose().map_err(Failure::Failed)?.map(Arc::new);
+        let ledger = Ledger::start(&store, ledger::Settings { commit: if settings.ledger.strict { ledger::Commit::Strict } else { ledger::Commit::Journal }, sinks: crate::export::sinks(&settings), retention: Some(settings.ledger.retention), ..ledger::Settings::default() })?;
+        let accounts = ledger.accounts().clone();
+        let callers = Arc::new(CallerKeys::default());
+        let jwt = settings.auth.jwt.as_ref().map(Jwt::new).transpose().map_err(Failure::Failed)?.map(Arc::new);
+        let mirrors: Vec<Arc<dyn Mirror>> = vec![callers.clone(), key_ring.clone(), accounts.clone()];
+        let follower = Follower::start(store.clone(), mirrors)?;
+        let gateway = Arc::new(Gateway {
+            catalog: ArcSwap::default(),
+            files: files(&settings),
+            reloads: Mutex::new(Reloads::default()),
+            store,
+            callers,
+            jwt,
+            key_ring,
+            ledger,
+            accounts,
+            limiters: Limiters::default(),
+            upstreams: Arc::new(Upstreams::new()),
+            bodies: InFlight::new(settings.limits.max_body_in_flight_bytes),
+            metrics,
+            drain: Drain::default(),
+            exports: Default::default(),
+            upgrade_url: settings.ledger.upgrade_url.as_deref().map(Arc::from),
+            open_caller: Arc::new(CallerKey::outside("open", "open", None, u64::MAX)),
+            settings,
+        });
+        gateway.reload(Reload::Always).map_err(problems)?;
+        Ok(App { gateway, follower, admin_token })
+    }
+
+    /// Serves until a signal ends it. SIGTERM drains, SIGHUP reloads, SIGQUIT hands the sockets over. The ledger is closed last.
+    pub fn run(self, listening: Listening) -> Result<(), Failure> {
+        let App { gateway, follower, admin_token } = self;
+        let settings = &gateway.settings;
+        let drain = settings.limits.drain;
+        let threads = settings.limits.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |threads| threads as usize);
+        let conf = ServerConf {
+            threads,
+            work_stealing: true,
+            upgrade_sock: upgrade_socket(settings).to_string_lossy().into_owned(),
+            grace_period_seconds: Some(drain.as_secs()),
+            graceful_shutdown_timeout_seconds: Some(1),
+            ..ServerConf::default()
+        };
+        let opt = Opt { upgrade: listening.upgrade, ..Opt::default() };
+        let mut server = Server::new_with_opt_and_conf(opt, conf);
+        server.bootstrap();
+
+        let mut proxy = Service::new("proxy".into(), Proxy::new(gateway.clone()));
+        for address in &settings.listen.proxy {
+            let address = address.to_string();
+            match &settings.listen.tls {
+                None => proxy.add_tcp(&address),
+                Some(tls) => {
+                    let mut tls_settings = TlsSettings::intermediate(&tls.cert.to_string_lossy(), &tls.key.to_string_lossy())
+                        .map_err(|error| Failure::Failed(format!("listen.tls: {error}")))?;
+                    tls_settings.enable_h2();
+                    proxy.add_tls_with_settings(&address, None, tls_settings);
+                }
+            }
+        }
+        server.add_service(proxy);
+        let mut admin = Service::new("admin".into(), Admin::new(gateway.clone(), admin_token));
+        admin.threads = Some(1);
+        admin.add_tcp(&settings.listen.admin.to_string());
+        server.add_service(admin);
+        if let Some(address) = &listening.demo_provider {
+            let mut provider = Service::new("demo provider".into(), crate::cli::demo_provider::DemoProvider);
+            provider.threads = Some(1);
+            provider.add_tcp(address);
+            server.add_service(provider);
+        }
+        let mut keeper = background_service("keeper", Keeper { gateway: gateway.clone() });
+        keeper.threads = Some(1);
+        server.add_service(keeper);
+
+        log_lines::event(Severity::Info, "serving", &format!("{:?}", settings.listen.proxy));
+        server.run(RunArgs { shutdown_signal: Box::new(Signals { gateway: gateway.clone() }) });
+        close(&gateway, follower);
+        Ok(())
+    }
+}
+
+/// The last thing: nobody is served any more, so every row is there.
+fn close(gateway: &Gateway, follower: Follower) {
+    drop(follower);
+    gateway.ledger.shutdown();
+    log_lines::event(Severity::Info, "stopped", "");
+    log_lines::flush();
+}
+
+/// Every problem on a line of its own.
+pub fn problems(problems: Vec<Problem>) -> Failure {
+    Failure::Failed(problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))
+}
+
+/// What goes on beside the requests: hot files, SIGHUP, exports, retention, probes.
+struct Keeper {
+    gateway: Arc<Gateway>,
+}
+
+#[async_trait]
+impl BackgroundService for Keeper {
+    async fn start(&self, mut shutdown: pingora_core::server::ShutdownWatch) {
+        let gateway = self.gateway.clone();
+        crate::export::start_with(&gateway.store, &gateway.settings, &gateway.exports, |reference| resolve(&gateway, reference));
+        tokio::spawn(crate::proxy::probe::run(gateway.clone()));
+        let mut hangup = signal(SignalKind::hangup()).ok();
+        let mut watch = tokio::time::interval(WATCH_INTERVAL);
+        loop {
+            let how = tokio::select! {
+                _ = shutdown.changed() => return,
+                _ = watch.tick() => Reload::IfChanged,
+                _ = async { match hangup.as_mut() { Some(hangup) => { hangup.recv().await; } None => std::future::pending().await } } => Reload::Always,
+            };
+            let gateway = gateway.clone();
+            // Problems are logged and counted where they are found.
+            let _ = tokio::task::spawn_blocking(move || gateway.reload(how)).await;
+        }
+    }
+}
+
+/// A secret of the program's own, wherever it is kept.
+fn resolve(gateway: &Gateway, reference: &SecretRef) -> Result<Secret, String> {
+    let SecretRef::Vault(name) = reference else { return resolve_plain(reference) };
+    let masters = gateway.key_ring.masters().ok_or("there is no vault: set [vault] master_key")?;
+    vault::open(&gateway.store, &masters, vault::PLATFORM, name).map(|(_, secret)| secret).map_err(|error| error.to_string())
+}
+
+/// What ends the server.
+struct Signals {
+    gateway: Arc<Gateway>,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        let (Ok(mut terminate), Ok(mut quit), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::quit()), signal(SignalKind::interrupt())) else {
+            log_lines::event(Severity::Error, "signals", "cannot be watched; stopping");
+            return ShutdownSignal::FastShutdown;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+            _ = quit.recv() => {
+                log_lines::event(Severity::Info, "handing the sockets over", "");
+                let gateway = self.gateway.clone();
+                std::thread::spawn(move || leave_after_hand_over(&gateway));
+                return ShutdownSignal::GracefulUpgrade;
+            }
+        }
+        log_lines::event(Severity::Info, "draining", "");
+        self.gateway.drain.start();
+        let until = tokio::time::Instant::now() + self.gateway.settings.limits.drain;
+        // The first moments are for clients that are just sending: they get their 503 rather than a closed door.
+        loop {
+            tokio::time::sleep(DRAIN_POLL).await;
+            if self.gateway.drain.active() == 0 || tokio::time::Instant::now() >= until {
+                return ShutdownSignal::FastShutdown;
+            }
+            tokio::select! {
+                _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                _ = std::future::ready(()) => {}
+            }
+        }
+    }
+}
+
+/// After a hand-over the old process serves what it has and leaves as soon as that is done.
+fn leave_after_hand_over(gateway: &Gateway) {
+    std::thread::sleep(Duration::from_secs(HAND_OVER_SECONDS + 1));
+    gateway.drain.close_connections();
+    let until = clock::now_ms() + gateway.settings.limits.drain.as_millis() as u64;
+    while gateway.drain.active() > 0 && clock::now_ms() < until {
+        std::thread::sleep(DRAIN_POLL);
+    }
+    gateway.ledger.shutdown();
+    log_lines::event(Severity::Info, "stopped", "the successor serves");
+    log_lines::flush();
+    std::process::exit(0);
+}
+
+impl From<store::Error> for Box<Failure> {
+    fn from(error: store::Error) -> Box<Failure> {
+        Box::new(error.into())
+    }
+}

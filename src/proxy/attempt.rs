@@ -1,0 +1,365 @@
+//! One attempt at one target, up to the point where it either commits or fails.
+//!
+//! An attempt commits with its first event (a stream) or its last byte (a whole answer), not with its headers: until then
+//! another target can take over and the client never knows.
+
+use super::upstream::{ConnectError, Connected, Upstreams};
+use crate::engine::catalog::{OnDisconnect, Provider};
+use crate::engine::dialect;
+use crate::engine::meter::{self, StreamMeter, Tally, UpstreamError, Watch};
+use crate::engine::route::{Outcome, TimeoutPhase};
+use crate::engine::tokens::Stream as TextCounter;
+use bytes::{Bytes, BytesMut};
+use pingora_error::{ErrorType, RetryType};
+use pingora_http::{RequestHeader, ResponseHeader};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// An error body is read up to here; the rest says nothing more.
+pub const ERROR_BODY_BYTES_MAX: usize = 64 << 10;
+/// A whole answer is held until it is complete (its cost goes into a header). A larger one is passed on as it comes, counted
+/// by its tail, without the cost header.
+pub const WHOLE_ANSWER_BYTES_MAX: usize = 64 << 20;
+/// What may come before the first event of a stream (comments): beyond it the attempt commits as it is.
+const PREAMBLE_BYTES_MAX: usize = 64 << 10;
+
+/// Everything an attempt sends.
+pub struct Sending<'a> {
+    /// Where to.
+    pub provider: &'a Arc<Provider>,
+    /// The base URL is the caller's: only public addresses.
+    pub public_only: bool,
+    /// The request header, credentials in place.
+    pub header: Box<RequestHeader>,
+    /// The body in order.
+    pub body: &'a [Bytes],
+    /// How to read the answer.
+    pub watch: Watch,
+    /// The client asked for a stream.
+    pub stream: bool,
+    /// When the exchange as a whole must be over.
+    pub deadline: Instant,
+}
+
+/// A target that answers.
+pub enum Committed {
+    /// A stream: its first event has come.
+    Stream(Box<Streaming>),
+    /// A whole answer.
+    Whole(Box<Whole>),
+    /// An answer that is neither JSON nor events (audio), or too large to hold: passed on as it comes.
+    Opaque(Box<Streaming>),
+}
+
+/// A stream at its first event.
+pub struct Streaming {
+    /// The upstream connection, to be read on.
+    pub connected: Connected,
+    /// The upstream's header.
+    pub header: ResponseHeader,
+    /// Counts what passes.
+    pub meter: StreamMeter,
+    /// What the client gets first.
+    pub first: Vec<Bytes>,
+}
+
+/// A whole answer, read to its end.
+pub struct Whole {
+    /// The upstream's header.
+    pub header: ResponseHeader,
+    /// Its body.
+    pub body: Bytes,
+    /// What it came to.
+    pub tally: Tally,
+    /// Text to count where the provider said nothing.
+    pub text: TextCounter,
+}
+
+/// A target that did not answer.
+pub struct Failed {
+    what: What,
+    /// The upstream's answer, when there was one.
+    pub answer: Option<Answer>,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Connect,
+    Tls,
+    Reset,
+    Timeout(TimeoutPhase),
+    Status { retry_after_ms: Option<u64> },
+    ErrorFirstEvent,
+    EmptyOrNotJson,
+}
+
+/// An upstream's refusal as it came.
+pub struct Answer {
+    /// Its header.
+    pub header: ResponseHeader,
+    /// Its body, at most [`ERROR_BODY_BYTES_MAX`].
+    pub body: Bytes,
+    /// What the body says.
+    pub error: UpstreamError,
+}
+
+impl Failed {
+    fn new(what: What) -> Failed {
+        Failed { what, answer: None }
+    }
+
+    /// The same in the plan's terms.
+    pub fn outcome(&self) -> Outcome<'_> {
+        let (status, error_code, message) = match &self.answer {
+            Some(answer) => (answer.header.status.as_u16(), answer.error.code.as_str(), answer.error.message.as_str()),
+            None => (0, "", ""),
+        };
+        match self.what {
+            What::Connect => Outcome::Connect,
+            What::Tls => Outcome::Tls,
+            What::Reset => Outcome::Reset,
+            What::Timeout(phase) => Outcome::Timeout(phase),
+            What::Status { retry_after_ms } => Outcome::Status { code: status, retry_after_ms, error_code, message },
+            What::ErrorFirstEvent => Outcome::ErrorFirstEvent { error_code, message },
+            What::EmptyOrNotJson => Outcome::EmptyOrNotJson,
+        }
+    }
+
+    /// For people: what the provider said, or what broke. Not yet scrubbed.
+    pub fn message(&self) -> &str {
+        match (&self.answer, self.what) {
+            (Some(answer), _) => &answer.error.message,
+            (None, What::Connect) => "cannot connect",
+            (None, What::Tls) => "TLS handshake failed",
+            (None, What::Reset) => "the connection broke before the answer began",
+            (None, What::Timeout(TimeoutPhase::Connect)) => "no connection in time",
+            (None, What::Timeout(_)) => "no answer in time",
+            (None, _) => "the answer is empty or not in the expected format",
+        }
+    }
+
+    /// The provider's status, when it gave one.
+    pub fn status(&self) -> Option<u16> {
+        self.answer.as_ref().map(|answer| answer.header.status.as_u16())
+    }
+}
+
+/// Makes one attempt. Cancel-safe: dropped, it closes the upstream connection, which cancels the work there.
+pub async fn attempt(upstreams: &Arc<Upstreams>, sending: Sending<'_>) -> Result<Committed, Failed> {
+    let mut header = Some(sending.header.clone());
+    loop {
+        let connected = upstreams.connect(sending.provider, sending.public_only).await.map_err(|error| Failed::new(connect_outcome(&error)))?;
+        let fresh = !connected.reused;
+        match exchange(upstreams, connected, header.take().unwrap_or_else(|| sending.header.clone()), &sending).await {
+            // The provider closed an idle connection just as we used it: nothing was processed, so try on a fresh one.
+            Err(Broken::StaleConnection) if !fresh => continue,
+            Err(Broken::StaleConnection) => return Err(Failed::new(What::Reset)),
+            Err(Broken::Failed(failed)) => return Err(*failed),
+            Ok(committed) => return Ok(committed),
+        }
+    }
+}
+
+enum Broken {
+    StaleConnection,
+    Failed(Box<Failed>),
+}
+
+impl From<What> for Broken {
+    fn from(what: What) -> Broken {
+        Broken::Failed(Box::new(Failed::new(what)))
+    }
+}
+
+fn connect_outcome(error: &ConnectError) -> What {
+    match error {
+        ConnectError::Tls | ConnectError::Authorities => What::Tls,
+        ConnectError::Timeout => What::Timeout(TimeoutPhase::Connect),
+        ConnectError::Name | ConnectError::Connect | ConnectError::NotPublic => What::Connect,
+    }
+}
+
+fn read_outcome(error: &pingora_error::Error, phase: TimeoutPhase) -> What {
+    if *error.etype() == ErrorType::ReadTimedout || *error.etype() == ErrorType::WriteTimedout { What::Timeout(phase) } else { What::Reset }
+}
+
+async fn exchange(upstreams: &Arc<Upstreams>, mut connected: Connected, header: Box<RequestHeader>, sending: &Sending<'_>) -> Result<Committed, Broken> {
+    let timeouts = &sending.provider.timeouts;
+    let first_event_by = Instant::now() + timeouts.first_event;
+    let session = &mut connected.session;
+    session.set_write_timeout(Some(timeouts.first_event));
+    let wrote = async {
+        session.write_request_header(header).await?;
+        for (index, slice) in sending.body.iter().enumerate() {
+            session.write_request_body(slice.clone(), index + 1 == sending.body.len()).await?;
+        }
+        if sending.body.is_empty() { session.finish_request_body().await } else { Ok(()) }
+    };
+    // A provider may answer (413, 401) before it has read the whole body: look for that answer before giving up.
+    let write_error = wrote.await.err();
+    let limit = first_event_by.min(sending.deadline);
+    loop {
+        session.set_read_timeout(Some(remaining(limit)));
+        if let Err(error) = session.read_response_header().await {
+            let stale = write_error.is_some() || matches!(error.retry, RetryType::ReusedOnly);
+            return Err(if stale { Broken::StaleConnection } else { read_outcome(&error, TimeoutPhase::FirstEvent).into() });
+        }
+        if !session.response_header().is_some_and(|header| header.status.is_informational()) {
+            break;
+        }
+    }
+    let Some(header) = session.response_header().cloned() else { return Err(What::Reset.into()) };
+    if !header.status.is_success() {
+        return Err(Broken::Failed(Box::new(refused(upstreams, connected, header, sending).await)));
+    }
+    if is_event_stream(&header) {
+        first_event(connected, header, sending, limit).await
+    } else {
+        whole(upstreams, connected, header, sending).await
+    }
+}
+
+fn remaining(until: Instant) -> Duration {
+    // Zero would mean "at once" to the timer; a millisecond lets what is already there be read.
+    until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+}
+
+fn content_type(header: &ResponseHeader) -> &str {
+    header.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("")
+}
+
+fn is_event_stream(header: &ResponseHeader) -> bool {
+    content_type(header).get(..17).is_some_and(|start| start.eq_ignore_ascii_case("text/event-stream"))
+}
+
+/// Reads an upstream's refusal.
+async fn refused(upstreams: &Arc<Upstreams>, mut connected: Connected, header: ResponseHeader, sending: &Sending<'_>) -> Failed {
+    let mut body = BytesMut::new();
+    connected.session.set_read_timeout(Some(sending.provider.timeouts.between_events.min(remaining(sending.deadline))));
+    let complete = loop {
+        match connected.session.read_response_body().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() <= ERROR_BODY_BYTES_MAX => body.extend_from_slice(&chunk),
+            Ok(Some(_)) | Err(_) => break false,
+            Ok(None) => break true,
+        }
+    };
+    if complete {
+        upstreams.release(connected).await;
+    }
+    let error = dialect::upstream_error(&body);
+    let retry_after_ms = retry_after_ms(&header, crate::telemetry::clock::now_ms());
+    Failed { what: What::Status { retry_after_ms }, answer: Some(Answer { header, body: body.freeze(), error }) }
+}
+
+/// `retry-after-ms` (OpenAI) or `Retry-After` in seconds or as a date (RFC 9110, 10.2.3).
+pub fn retry_after_ms(header: &ResponseHeader, now_ms: u64) -> Option<u64> {
+    let text = |name: &str| header.headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    if let Some(ms) = text("retry-after-ms").and_then(|value| value.split('.').next().and_then(|whole| whole.parse().ok())) {
+        return Some(ms);
+    }
+    let value = text("retry-after")?;
+    if let Some(seconds) = value.split('.').next().and_then(|whole| whole.parse::<u64>().ok()) {
+        return Some(seconds.saturating_mul(1000));
+    }
+    let date = httpdate::parse_http_date(value).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some((date.as_millis() as u64).saturating_sub(now_ms))
+}
+
+/// Waits for the first event.
+async fn first_event(mut connected: Connected, header: ResponseHeader, sending: &Sending<'_>, limit: Instant) -> Result<Committed, Broken> {
+    let mut meter = StreamMeter::new(sending.watch);
+    let mut first = Vec::with_capacity(4);
+    let mut held = 0;
+    loop {
+        connected.session.set_read_timeout(Some(remaining(limit)));
+        match connected.session.read_response_body().await {
+            Ok(Some(chunk)) => {
+                held += chunk.len();
+                meter.feed(chunk, &mut first);
+            }
+            Ok(None) => {
+                meter.flush(&mut first);
+                if meter.events() == 0 {
+                    return Err(What::EmptyOrNotJson.into());
+                }
+            }
+            Err(error) => return Err(read_outcome(&error, TimeoutPhase::FirstEvent).into()),
+        }
+        if meter.events() > 0 || held > PREAMBLE_BYTES_MAX {
+            if let Some(error) = meter.error().filter(|_| meter.events() <= 1) {
+                let failed = Failed { what: What::ErrorFirstEvent, answer: Some(Answer { header, body: Bytes::new(), error: error.clone() }) };
+                return Err(Broken::Failed(Box::new(failed)));
+            }
+            return Ok(Committed::Stream(Box::new(Streaming { connected, header, meter, first })));
+        }
+    }
+}
+
+/// Reads a whole answer.
+async fn whole(upstreams: &Arc<Upstreams>, mut connected: Connected, header: ResponseHeader, sending: &Sending<'_>) -> Result<Committed, Broken> {
+    let content_type = content_type(&header);
+    let is_binary = content_type.starts_with("audio/") || content_type.starts_with("application/octet-stream");
+    let declared = header.headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<usize>().ok());
+    if is_binary || declared.is_some_and(|length| length > WHOLE_ANSWER_BYTES_MAX) {
+        return Ok(Committed::Opaque(Box::new(Streaming { connected, header, meter: StreamMeter::of_body(sending.watch), first: Vec::new() })));
+    }
+    let timeouts = &sending.provider.timeouts;
+    let mut chunks: Vec<Bytes> = Vec::with_capacity(2);
+    let mut length = 0;
+    loop {
+        connected.session.set_read_timeout(Some(timeouts.between_events.min(remaining(sending.deadline))));
+        match connected.session.read_response_body().await {
+            Ok(Some(chunk)) => {
+                length += chunk.len();
+                chunks.push(chunk);
+                if length > WHOLE_ANSWER_BYTES_MAX {
+                    let (mut meter, mut first) = (StreamMeter::of_body(sending.watch), Vec::new());
+                    chunks.into_iter().for_each(|chunk| meter.feed(chunk, &mut first));
+                    return Ok(Committed::Opaque(Box::new(Streaming { connected, header, meter, first })));
+                }
+            }
+            Ok(None) => break,
+            Err(error) => return Err(read_outcome(&error, TimeoutPhase::Total).into()),
+        }
+    }
+    upstreams.release(connected).await;
+    let body = if chunks.len() == 1 { chunks.swap_remove(0) } else { chunks.concat().into() };
+    match meter::whole(&sending.watch, &body) {
+        Ok((tally, text)) => match tally.error {
+            // Some answer 200 with an error object: to the client that is a failure like any other.
+            Some(ref error) if tally.usage.is_zero() => {
+                let answer = Answer { header, body, error: error.clone() };
+                Err(Broken::Failed(Box::new(Failed { what: What::ErrorFirstEvent, answer: Some(answer) })))
+            }
+            _ => Ok(Committed::Whole(Box::new(Whole { header, body, tally, text }))),
+        },
+        Err(()) => Err(What::EmptyOrNotJson.into()),
+    }
+}
+
+/// Reads a cancelled stream to its end for its usage, where the provider is configured so; otherwise closes it.
+pub async fn abandon(upstreams: Arc<Upstreams>, mut connected: Connected, mut meter: StreamMeter, on_disconnect: OnDisconnect, deadline: Instant) -> StreamMeter {
+    if on_disconnect == OnDisconnect::Cancel {
+        connected.session.shutdown().await;
+        return meter;
+    }
+    let mut discarded = Vec::new();
+    loop {
+        connected.session.set_read_timeout(Some(remaining(deadline)));
+        match connected.session.read_response_body().await {
+            Ok(Some(chunk)) => {
+                meter.feed(chunk, &mut discarded);
+                discarded.clear();
+            }
+            Ok(None) => {
+                upstreams.release(connected).await;
+                return meter;
+            }
+            Err(_) => return meter,
+        }
+        if Instant::now() >= deadline {
+            return meter;
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! What all requests share.
+
+use super::body::InFlight;
+use super::upstream::Upstreams;
+use crate::config::load::{Files, Fingerprint};
+use crate::config::problem::Problem;
+use crate::config::weir_toml::Settings;
+use crate::engine::budget::Account;
+use crate::engine::catalog::{Catalog, Target};
+use crate::engine::dialect::Endpoint;
+use crate::engine::limit::{Limiter, Limits};
+use crate::engine::route::Class;
+use crate::store::Store;
+use crate::store::accounts::Accounts;
+use crate::store::callers::{CallerKey, CallerKeys};
+use crate::store::ledger::{Facts, Ledger, Outcome};
+use crate::store::vault::ring::KeyRing;
+use crate::telemetry::clock;
+use crate::telemetry::log_lines::{self, Severity};
+use crate::telemetry::metrics::Metrics;
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The state behind every listener.
+pub struct Gateway {
+    /// `weir.toml`.
+    pub settings: Settings,
+    /// The hot snapshot. A request keeps the one it began with.
+    pub catalog: ArcSwap<Catalog>,
+    /// Where the snapshot comes from.
+    pub files: Files,
+    /// How reloads went.
+    pub reloads: Mutex<Reloads>,
+    /// The store, for what is not on a request's path.
+    pub store: Store,
+    /// Callers' keys.
+    pub callers: Arc<CallerKeys>,
+    /// Verified tokens, when configured.
+    pub jwt: Option<Arc<crate::auth::jwt::Jwt>>,
+    /// Providers' keys.
+    pub key_ring: Arc<KeyRing>,
+    /// Rows.
+    pub ledger: Ledger,
+    /// Balances.
+    pub accounts: Arc<Accounts>,
+    /// Rate limits in use, by what they belong to.
+    pub limiters: Limiters,
+    /// Connections to providers.
+    pub upstreams: Arc<Upstreams>,
+    /// All request bodies together.
+    pub bodies: Arc<InFlight>,
+    /// Prometheus.
+    pub metrics: Metrics,
+    /// Shutting down.
+    pub drain: Drain,
+    /// How far behind the exports are.
+    pub exports: crate::export::Exports,
+    /// Where callers find more credits.
+    pub upgrade_url: Option<Arc<str>>,
+    /// Who calls when nobody is asked for a key.
+    pub open_caller: Arc<CallerKey>,
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gateway")
+    }
+}
+
+/// How the hot files were taken.
+#[derive(Debug, Default, Clone)]
+pub struct Reloads {
+    /// The version that was looked at last.
+    pub seen: Fingerprint,
+    /// Snapshots loaded since the start.
+    pub generation: u64,
+    /// When the snapshot in use was loaded.
+    pub loaded_ms: u64,
+    /// What is wrong with the files as they are now; empty when the snapshot in use is theirs.
+    pub problems: Vec<Problem>,
+}
+
+/// Requests under way, and whether new ones are still taken.
+#[derive(Debug, Default)]
+pub struct Drain {
+    draining: AtomicBool,
+    closing: AtomicBool,
+    active: AtomicU64,
+}
+
+/// One request under way; ends on drop.
+#[derive(Debug)]
+pub struct Active<'a>(&'a Drain);
+
+impl Drain {
+    /// Counts a request in.
+    pub fn begin(&self) -> Active<'_> {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        Active(self)
+    }
+
+    /// Requests under way.
+    pub fn active(&self) -> u64 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// From now on new requests are refused.
+    pub fn start(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on connections are closed behind their answers: a successor takes the next ones.
+    pub fn close_connections(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Connections are closed behind their answers.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// New requests are refused.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The rate limits of keys, accounts and tiers that have been used.
+#[derive(Debug, Default)]
+pub struct Limiters {
+    by_owner: papaya::HashMap<Arc<str>, (Limits, Arc<Limiter>)>,
+}
+
+impl Limiters {
+    /// The limiter of `owner`, made or changed to `limits` as needed; `None` when nothing is limited.
+    pub fn of(&self, owner: &Arc<str>, limits: Limits) -> Option<Arc<Limiter>> {
+        if limits == Limits::default() {
+            return None;
+        }
+        let map = self.by_owner.pin();
+        if let Some((known, limiter)) = map.get(owner) {
+            if *known == limits {
+                return Some(limiter.clone());
+            }
+            // What was used stays used: the same limiter takes the new limits.
+            limiter.change(limits);
+            let limiter = limiter.clone();
+            map.insert(owner.clone(), (limits, limiter.clone()));
+            return Some(limiter);
+        }
+        Some(map.get_or_insert(owner.clone(), (limits, Arc::new(Limiter::new(limits)))).1.clone())
+    }
+}
+
+impl Gateway {
+    /// Loads the hot files again if `always`, or if they changed since they were last looked at. A set with a problem changes
+    /// nothing. Returns the problems. Blocking (file reads, parsing); not for a worker.
+    pub fn reload(&self, always: Reload) -> Result<(), Vec<Problem>> {
+        // One reload at a time, and none of them on a request's path.
+        let mut reloads = self.reloads.lock();
+        let seen = self.files.fingerprint();
+        if always == Reload::IfChanged && reloads.seen == seen {
+            return Ok(());
+        }
+        reloads.seen = seen;
+        match self.files.load() {
+            Ok(mut catalog) => {
+                catalog.adopt(&self.catalog.load());
+                self.read_keys(&catalog);
+                if let Some(jwt) = &self.jwt {
+                    jwt.use_tiers(catalog.tiers.values().map(|tier| (tier.name.clone(), tier.rank)).collect());
+                }
+                self.catalog.store(Arc::new(catalog));
+                reloads.generation += 1;
+                reloads.loaded_ms = clock::now_ms();
+                reloads.problems.clear();
+                self.metrics.config_reloads.with_label_values(&["ok"]).inc();
+                self.metrics.config_loaded.set(reloads.loaded_ms as f64 / 1000.0);
+                log_lines::event(Severity::Info, "configuration loaded", &self.files.routing.to_string_lossy());
+                Ok(())
+            }
+            Err(problems) => {
+                self.metrics.config_reloads.with_label_values(&["rejected"]).inc();
+                for problem in &problems {
+                    log_lines::event(Severity::Error, "configuration rejected", &problem.to_string());
+                }
+                reloads.problems.clone_from(&problems);
+                Err(problems)
+            }
+        }
+    }
+
+    /// Takes the providers' keys that a catalog refers to. One that is not there is told and leaves its provider to users'
+    /// own keys: a configuration is not worse for what a machine lacks.
+    fn read_keys(&self, catalog: &Catalog) {
+        let references = catalog.providers.values().filter_map(|provider| provider.key.clone());
+        match self.key_ring.read(&self.store, references) {
+            Ok(platform) => {
+                for (_, what) in &platform.problems {
+                    log_lines::event(Severity::Warn, "provider key missing", what);
+                }
+                self.key_ring.install(platform);
+            }
+            Err(error) => log_lines::event(Severity::Error, "provider keys cannot be read", &error.to_string()),
+        }
+    }
+
+    /// The account a caller draws on.
+    pub fn account(&self, caller: &CallerKey) -> Arc<Account> {
+        self.accounts.of(&caller.account_id)
+    }
+
+    /// What one failed attempt leaves in the log.
+    pub fn log_attempt(&self, request_id: &str, target: &Target, class: Class, status: Option<u16>) {
+        log_lines::line(|out| {
+            let _ = write!(out, "{{\"time\":\"{}\",\"level\":\"warn\",\"event\":\"attempt\",\"request_id\":\"{request_id}\",\"provider\":", clock::rfc3339(clock::now_ms()));
+            log_lines::string(out, &target.provider.name);
+            let _ = write!(out, ",\"model\":");
+            log_lines::string(out, &target.upstream_model);
+            let _ = write!(out, ",\"class\":\"{}\",\"status\":{}}}", class.name(), status.unwrap_or(0));
+        });
+    }
+
+    /// The line a request leaves in the log: what happened, never what was said.
+    pub fn log_request(&self, facts: &Facts, outcome: &Outcome, endpoint: Endpoint) {
+        log_lines::line(|out| {
+            let text = |out: &mut Vec<u8>, name: &str, value: &str| {
+                let _ = write!(out, ",\"{name}\":");
+                log_lines::string(out, value);
+            };
+            let _ = write!(out, "{{\"time\":\"{}\",\"level\":\"info\",\"event\":\"request\"", clock::rfc3339(facts.started_ms));
+            text(out, "request_id", &facts.request_id);
+            text(out, "path", endpoint.path());
+            text(out, "key_id", &facts.key_id);
+            text(out, "account", &facts.account);
+            text(out, "model", outcome.model.as_deref().unwrap_or(""));
+            text(out, "provider", outcome.provider.as_deref().unwrap_or(""));
+            let _ = write!(
+                out,
+                ",\"status\":{},\"end\":\"{}\",\"attempts\":{},\"byok\":{},\"input_tokens\":{},\"output_tokens\":{},\"usage\":\"{}\",\"cost\":\"{}\",\"charge\":\"{}\",\"first_event_ms\":{},\"duration_ms\":{}}}",
+                outcome.status,
+                outcome.end.name(),
+                outcome.attempts,
+                outcome.byok,
+                outcome.usage.input_tokens(),
+                outcome.usage.output_tokens(),
+                outcome.usage_source.name(),
+                outcome.cost,
+                outcome.charge,
+                outcome.first_event_ms.map_or(-1, |ms| ms as i64),
+                outcome.duration_ms,
+            );
+        });
+    }
+}
+
+/// When to load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reload {
+    /// Now.
+    Always,
+    /// If a file changed.
+    IfChanged,
+}

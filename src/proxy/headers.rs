@@ -1,0 +1,151 @@
+//! Which headers cross: a deny list for credentials, hop-by-hop fields and what is weir's own; everything else passes.
+
+use crate::engine::provider::{Auth, Spec};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use pingora_http::{RequestHeader, ResponseHeader};
+
+/// The caller's request id, and weir's on the way back.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The name of the provider that answered.
+pub const X_PROVIDER_USED: HeaderName = HeaderName::from_static("x-provider-used");
+/// The provider's name of the model that answered.
+pub const X_MODEL_USED: HeaderName = HeaderName::from_static("x-model-used");
+/// `true`: with the caller's own provider key.
+pub const X_USED_BYOK: HeaderName = HeaderName::from_static("x-used-byok");
+/// `true`: not the first choice.
+pub const X_WAS_FALLBACK: HeaderName = HeaderName::from_static("x-was-fallback");
+/// How many attempts it took.
+pub const X_WEIR_ATTEMPTS: HeaderName = HeaderName::from_static("x-weir-attempts");
+/// US dollars, decimal; whole answers only.
+pub const X_COST_INCURRED: HeaderName = HeaderName::from_static("x-cost-incurred");
+
+/// Never sent upstream: credentials of any provider's shape, cookies, hop-by-hop fields (RFC 9110, 7.6.1), what weir sets
+/// itself, and weir's own request headers.
+const REQUEST_DENIED: &[&str] = &[
+    "accept-encoding", "api-key", "authorization", "connection", "content-length", "cookie", "expect", "host", "idempotency-key",
+    "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+    "x-api-key", "x-goog-api-key", "x-power-level", "x-request-id", "x-task-type",
+];
+/// The platform's account decides these when its key pays; a caller's own key may name its own organisation.
+const REQUEST_DENIED_PLATFORM: &[&str] = &["openai-organization", "openai-project"];
+/// Never sent to the client: hop-by-hop fields, cookies, the provider's organisation, and what weir states itself.
+const RESPONSE_DENIED: &[&str] = &[
+    "alt-svc", "anthropic-organization-id", "connection", "content-length", "keep-alive", "openai-organization", "openai-project",
+    "proxy-authenticate", "proxy-connection", "set-cookie", "te", "trailer", "transfer-encoding", "upgrade", "x-cost-incurred",
+    "x-model-used", "x-provider-used", "x-request-id", "x-used-byok", "x-was-fallback",
+];
+/// Rate-limit headers are weir's own.
+const RESPONSE_DENIED_PREFIXES: &[&str] = &["x-ratelimit-", "anthropic-ratelimit-", "x-weir-"];
+
+fn is_denied(name: &str, denied: &[&str]) -> bool {
+    denied.binary_search(&name).is_ok()
+}
+
+/// The fields that a `Connection` header names, which go no further than this hop.
+fn is_nominated(connection: Option<&HeaderValue>, name: &str) -> bool {
+    connection
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.split(',').any(|nominated| nominated.trim().eq_ignore_ascii_case(name)))
+}
+
+/// What an upstream request is made of.
+pub struct Outbound<'a> {
+    /// The client's request.
+    pub client: &'a RequestHeader,
+    /// The provider's row.
+    pub spec: &'a Spec,
+    /// Path and query.
+    pub path: &'a str,
+    /// `host` or `host:port`.
+    pub authority: &'a str,
+    /// The provider's key.
+    pub key: Option<&'a str>,
+    /// The caller's own key pays.
+    pub own_key: bool,
+    /// Bytes of the body.
+    pub length: usize,
+    /// weir's id of the request.
+    pub request_id: &'a str,
+}
+
+/// The header of an upstream request. `None`: the key or path cannot be sent as a header (control characters).
+pub fn outbound(out: &Outbound<'_>) -> Option<Box<RequestHeader>> {
+    let mut header = RequestHeader::build_no_case("POST", out.path.as_bytes(), Some(out.client.headers.len() + 6)).ok()?;
+    let connection = out.client.headers.get(header::CONNECTION);
+    for (name, value) in &out.client.headers {
+        let text = name.as_str();
+        let denied = is_denied(text, REQUEST_DENIED)
+            || text.starts_with("x-weir-")
+            || (!out.own_key && is_denied(text, REQUEST_DENIED_PLATFORM))
+            || (connection.is_some() && is_nominated(connection, text));
+        if !denied {
+            header.append_header(name.clone(), value.clone()).ok()?;
+        }
+    }
+    header.insert_header(header::HOST, out.authority).ok()?;
+    header.insert_header(header::CONTENT_LENGTH, HeaderValue::from(out.length)).ok()?;
+    header.insert_header(X_REQUEST_ID, out.request_id).ok()?;
+    for (name, value) in out.spec.default_headers() {
+        if !out.client.headers.contains_key(*name) {
+            header.insert_header(*name, *value).ok()?;
+        }
+    }
+    if let Some(key) = out.key {
+        match out.spec.auth() {
+            Auth::Bearer => header.insert_header(header::AUTHORIZATION, secret_value(&format!("Bearer {key}"))?).ok()?,
+            Auth::Header(name) => header.insert_header(name, secret_value(key)?).ok()?,
+        }
+    }
+    Some(Box::new(header))
+}
+
+fn secret_value(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// Copies what may pass of an upstream's response headers.
+pub fn copy_response(upstream: &HeaderMap, to: &mut ResponseHeader) {
+    let connection = upstream.get(header::CONNECTION);
+    for (name, value) in upstream {
+        let text = name.as_str();
+        let denied = is_denied(text, RESPONSE_DENIED)
+            || RESPONSE_DENIED_PREFIXES.iter().any(|prefix| text.starts_with(prefix))
+            || (connection.is_some() && is_nominated(connection, text));
+        if !denied {
+            let _ = to.append_header(name.clone(), value.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deny_lists_are_sorted() {
+        for list in [REQUEST_DENIED, REQUEST_DENIED_PLATFORM, RESPONSE_DENIED] {
+            assert!(list.is_sorted());
+        }
+    }
+
+    #[test]
+    fn nominated_fields_stay_here() {
+        let value = HeaderValue::from_static("close, X-Foo");
+        assert!(is_nominated(Some(&value), "x-foo"));
+        assert!(!is_nominated(Some(&value), "x-bar"));
+    }
+
+    #[test]
+    fn organisation_cookies_and_rate_limits_of_the_provider_are_dropped() {
+        let mut upstream = HeaderMap::new();
+        for (name, value) in [("openai-organization", "acme"), ("set-cookie", "a=b"), ("x-ratelimit-limit-requests", "1"), ("openai-version", "x")] {
+            upstream.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let mut to = ResponseHeader::build_no_case(200, None).unwrap();
+        copy_response(&upstream, &mut to);
+        assert_eq!(to.headers.len(), 1);
+        assert!(to.headers.contains_key("openai-version"));
+    }
+}

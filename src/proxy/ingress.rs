@@ -1,0 +1,453 @@
+//! From a request's head to an admitted request: who calls, what is asked, may it, can it be paid.
+
+use super::body::{self, BodyError, Share};
+use super::denied;
+use super::gateway::Gateway;
+use super::settle::{Open, Settlement, Tariff};
+use crate::config::weir_toml::AuthMode;
+use crate::engine::budget::{MonthIndex, Reservation, ShortBy, Terms};
+use crate::engine::catalog::{Catalog, TargetPrice, Tier};
+use crate::engine::dialect::Endpoint;
+use crate::engine::id::{IdText, RequestId};
+use crate::engine::limit::{self, Limited, Limiter, Standings, Which};
+use crate::engine::money::{Credits, Factor};
+use crate::engine::peek::{self, Peek};
+use crate::engine::policy::ByokWish;
+use crate::engine::refusal::{RateLimit, Refusal};
+use crate::engine::route::{self, Ask, Caller as RouteCaller, Draw, Payer, Plan};
+use crate::engine::tokens;
+use crate::store::callers::{CallerKey, Denied};
+use crate::store::ledger::{Facts, LedgerFull};
+use crate::telemetry::clock;
+use bytes::Bytes;
+use http::HeaderMap;
+use pingora_core::protocols::http::ServerSession;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Output tokens taken as the most when neither the request, the level nor the model says: the largest that common models
+/// write by default is 16,384, most stop far below.
+pub const UNSTATED_OUTPUT_TOKENS: u64 = 4096;
+/// A whole answer that a balance cannot pay in full is capped to what it can, but not below this: less is no answer.
+pub const AFFORDABLE_OUTPUT_TOKENS_MIN: u64 = 16;
+/// Tokens an image costs, roughly, where only its presence is known: a 1024 × 1024 picture in high detail is 765 at GPT-4o and
+/// about 1,600 at Claude.
+pub const IMAGE_TOKENS: u64 = 1600;
+/// Framing tokens of a message (the OpenAI cookbook's count of 3 and one to spare).
+pub const MESSAGE_TOKENS: u64 = 4;
+/// A client's own request id is taken up to this length.
+const CLIENT_ID_BYTES_MAX: usize = 128;
+/// When to come again while the process is full: requests end by the second.
+const RETRY_MS: u64 = 1_000;
+/// What a query may not carry: credentials end up in every log on the way.
+const CREDENTIAL_PARAMETERS: &[&str] = &["access_token", "api-key", "api_key", "apikey", "authorization", "key", "token"];
+
+/// A request as its head describes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Head {
+    /// weir's id: the row's.
+    pub id: IdText,
+    /// When the head was read.
+    pub started: Instant,
+    /// The same by the calendar.
+    pub started_ms: u64,
+    /// The path.
+    pub endpoint: Endpoint,
+}
+
+/// Who calls.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// The key, or what stands for one.
+    pub key: Arc<CallerKey>,
+    /// Its tier, if it has one.
+    pub tier: Option<Arc<Tier>>,
+}
+
+/// A request that may be served.
+pub struct Admitted {
+    /// The snapshot it keeps.
+    pub catalog: Arc<Catalog>,
+    /// Who calls.
+    pub caller: Caller,
+    /// The body as it came.
+    pub body: Bytes,
+    /// The body's share of the memory budget.
+    pub share: Share,
+    /// What the body says.
+    pub peek: Peek,
+    /// What to try.
+    pub plan: Plan,
+    /// A cap on the output that the balance sets; the attempts have their own.
+    pub output_cap: Option<u64>,
+    /// Where the caller stands, for the rate-limit headers.
+    pub standings: Standings,
+    /// The account to settle.
+    pub settlement: Settlement,
+}
+
+/// Why a request is not admitted.
+pub enum Stopped {
+    /// Say no.
+    Refused(Box<Refusal>, Option<Caller>),
+    /// The client went away.
+    Gone,
+}
+
+impl From<Refusal> for Stopped {
+    fn from(refusal: Refusal) -> Stopped {
+        Stopped::Refused(Box::new(refusal), None)
+    }
+}
+
+impl Head {
+    /// A request whose head was just read.
+    pub fn new(endpoint: Endpoint) -> Head {
+        let started_ms = clock::now_ms();
+        Head { id: RequestId::new(started_ms, rand::random()).text(), started: Instant::now(), started_ms, endpoint }
+    }
+}
+
+/// The credential a request presents, whichever of the three headers carries it.
+pub fn credential(headers: &HeaderMap) -> Option<&str> {
+    if let Some(value) = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok()) {
+        let (scheme, token) = value.split_once(' ')?;
+        return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim());
+    }
+    ["x-api-key", "api-key"].iter().find_map(|name| headers.get(*name)).and_then(|value| value.to_str().ok()).map(str::trim)
+}
+
+/// Who calls. No lock, no database: a map in memory, or a signature that was verified before.
+pub async fn authenticate(gateway: &Gateway, session: &ServerSession, catalog: &Catalog, now_ms: u64) -> Result<Caller, Refusal> {
+    let header = session.req_header();
+    if let Some(query) = header.uri.query() {
+        let carries = query.split('&').any(|pair| {
+            let name = pair.split('=').next().unwrap_or_default();
+            CREDENTIAL_PARAMETERS.iter().any(|denied| name.eq_ignore_ascii_case(denied))
+        });
+        if carries {
+            return Err(Refusal::KeyInQuery);
+        }
+    }
+    let mode = gateway.settings.auth.mode;
+    let Some(presented) = credential(&header.headers).filter(|presented| !presented.is_empty()) else {
+        if mode == AuthMode::Open {
+            return with_tier(catalog, gateway.open_caller.clone());
+        }
+        return Err(Refusal::NoKey);
+    };
+    if mode == AuthMode::Open {
+        return with_tier(catalog, gateway.open_caller.clone());
+    }
+    let mut denied = Denied::Unknown;
+    if mode.takes_keys() {
+        match gateway.callers.lookup(presented, now_ms) {
+            Ok(key) => return with_tier(catalog, key),
+            Err(why) => denied = why,
+        }
+    }
+    if let Some(jwt) = gateway.jwt.as_ref().filter(|_| mode.takes_jwt() && presented.contains('.')) {
+        let key = jwt.verify(presented, now_ms).await.map_err(Refusal::from)?;
+        return with_tier(catalog, key);
+    }
+    Err(match denied {
+        Denied::Unknown | Denied::Revoked => Refusal::UnknownKey,
+        Denied::Expired => Refusal::ExpiredKey,
+    })
+}
+
+/// The caller with its tier. A tier that is not configured (any more) is no tier at all, and opens nothing: the default one
+/// takes its place, and without a default the caller is refused, for no tier would mean no restrictions.
+fn with_tier(catalog: &Catalog, key: Arc<CallerKey>) -> Result<Caller, Refusal> {
+    let default = catalog.routing.default_tier.as_ref();
+    let tier = match (&key.tier, default) {
+        (None, None) => None,
+        (named, default) => {
+            let found = named.iter().chain(default).find_map(|name| catalog.tiers.get(name).cloned());
+            Some(found.ok_or_else(|| Refusal::UnknownTier { tier: named.as_deref().unwrap_or_default().into() })?)
+        }
+    };
+    Ok(Caller { key, tier })
+}
+
+/// Reads, checks and reserves. What it takes from limits and balances is given back when the admitted request ends.
+pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &Head) -> Result<Admitted, Stopped> {
+    let catalog = gateway.catalog.load_full();
+    let caller = authenticate(gateway, session, &catalog, head.started_ms).await?;
+    let refused = |refusal: Refusal| Stopped::Refused(Box::new(refusal), Some(caller.clone()));
+    if gateway.metrics.streams_active.get() >= gateway.settings.limits.max_streams.into() {
+        return Err(refused(Refusal::Overloaded { retry_after_ms: RETRY_MS }));
+    }
+    let max_body = gateway.settings.limits.max_body_bytes;
+    let (body, share) = match body::read(session, max_body, &gateway.bodies).await {
+        Ok(read) => read,
+        Err(BodyError::TooLarge) => return Err(refused(Refusal::BodyTooLarge { limit_bytes: max_body })),
+        Err(BodyError::Overloaded) => return Err(refused(Refusal::Overloaded { retry_after_ms: RETRY_MS })),
+        Err(BodyError::TooSlow) => return Err(refused(Refusal::BodyTooSlow)),
+        Err(BodyError::Gone) => return Err(Stopped::Gone),
+    };
+    let peek = read_body(session, head.endpoint, &body).map_err(refused)?;
+    let headers = &session.req_header().headers;
+    let (plan, prompt_tokens) = plan(gateway, &catalog, &caller, headers, head, &peek).map_err(refused)?;
+
+    let limiters = limiters(gateway, &caller);
+    let output_tokens = most_output(&peek, &plan);
+    let estimated_tokens = prompt_tokens.saturating_add(output_tokens.min(peek.max_output.unwrap_or(0)));
+    let limits = limit::admit_all(limiters.iter(), head.started_ms, estimated_tokens)
+        .map_err(|limited| refused(rate_limited(limited)))?;
+    let standings = limiters.iter().fold(Standings::default(), |sum, limiter| sum.with(limiter.standings(head.started_ms)));
+
+    let tariff = tariff(gateway, &caller, &plan);
+    let priced = Priced { plan: &plan, prompt_tokens, output_tokens, stream: peek.stream, tariff };
+    let reserved = match reserve(gateway, &caller, &priced, head.started_ms) {
+        Ok(reserved) => reserved,
+        Err(refusal) => {
+            limits.into_iter().for_each(limit::Admitted::release);
+            return Err(refused(refusal));
+        }
+    };
+    let facts = facts(head, &caller, &peek, &plan, headers, &reserved);
+    let ticket = match gateway.ledger.open(facts.clone()) {
+        Ok(ticket) => ticket,
+        Err(LedgerFull::Behind | LedgerFull::Disk) => {
+            limits.into_iter().for_each(limit::Admitted::release);
+            reserved.reservation.release();
+            return Err(refused(Refusal::LedgerStopped { retry_after_ms: RETRY_MS }));
+        }
+    };
+    let output_cap = reserved.output_cap;
+    let settlement = Settlement::new(Box::new(Open {
+        gateway: gateway.clone(),
+        facts,
+        ticket,
+        reservation: reserved.reservation,
+        limits,
+        prompt_tokens,
+        tariff,
+        endpoint: head.endpoint,
+        started: head.started,
+        current: None,
+        series: None,
+        first_event_ms: None,
+        status: 200,
+        covered_tokens: reserved.covered_tokens,
+        count_at: reserved.covered_tokens,
+        progress_due_ms: head.started_ms + super::settle::PROGRESS_INTERVAL_MS,
+    }));
+    Ok(Admitted { catalog, caller, body, share, peek, plan, output_cap, standings, settlement })
+}
+
+fn read_body(session: &ServerSession, endpoint: Endpoint, body: &Bytes) -> Result<Peek, Refusal> {
+    let content_type = session.req_header().headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let peek = if endpoint.is_multipart() { peek::multipart(content_type, body) } else { peek::json(endpoint, body) };
+    let peek = peek.map_err(Refusal::BadBody)?;
+    if peek.names_other_models {
+        return Err(Refusal::OtherModels);
+    }
+    Ok(peek)
+}
+
+/// The plan of attempts and the estimate of the prompt.
+pub fn plan(gateway: &Gateway, catalog: &Catalog, caller: &Caller, headers: &HeaderMap, head: &Head, peek: &Peek) -> Result<(Plan, u64), Refusal> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim).filter(|value| !value.is_empty());
+    let byok = match text("x-weir-byok").map(str::to_ascii_lowercase).as_deref() {
+        None => ByokWish::Unspecified,
+        Some("prefer") => ByokWish::Prefer,
+        Some("require") => ByokWish::Require,
+        Some("never") => ByokWish::Never,
+        Some(_) => return Err(Refusal::BadHeader { name: "X-Weir-Byok", expected: "prefer, require or never" }),
+    };
+    let model = peek.model.as_deref().unwrap_or_default();
+    let prompt_tokens = estimate(model, peek);
+    let own_key = |provider: &crate::engine::catalog::Provider| gateway.key_ring.own_state(&caller.key.account_id, &provider.name);
+    let scopes = caller.key.scopes();
+    let ask = Ask {
+        model,
+        level_header: text("x-power-level"),
+        task: text("x-task-type"),
+        endpoint: head.endpoint,
+        needs: peek.needs,
+        prompt_tokens,
+        max_output: peek.max_output,
+        byok,
+        prefix_hash: peek.prefix_hash,
+    };
+    let route_caller = RouteCaller { tier: caller.tier.as_deref(), scopes, has_budget: is_budgeted(gateway, caller), own_key: &own_key };
+    let plan = route::plan(catalog, &ask, &route_caller, head.started_ms, Draw(rand::random()), None).map_err(|no| denied::refusal(no, model, None))?;
+    Ok((plan, prompt_tokens))
+}
+
+fn rate_limited(limited: Limited) -> Refusal {
+    let limit = match limited.which {
+        Which::Rpm => RateLimit::RequestsPerMinute,
+        Which::Tpm => RateLimit::TokensPerMinute,
+        Which::Rpd => RateLimit::RequestsPerDay,
+        Which::Tpd => RateLimit::TokensPerDay,
+        Which::Concurrent => RateLimit::Concurrent,
+    };
+    Refusal::RateLimited { limit, allowed: limited.limit, retry_after_ms: limited.retry_after_ms }
+}
+
+fn is_budgeted(gateway: &Gateway, caller: &Caller) -> bool {
+    caller.key.has_budget || gateway.account(&caller.key).has_budget()
+}
+
+/// Tokens of the prompt, without tokenizing: deliberately cautious (see [`tokens::estimate`]).
+fn estimate(model: &str, peek: &Peek) -> u64 {
+    tokens::estimate(tokens::family(model), peek.text_bytes as usize)
+        .saturating_add(peek.token_ids)
+        .saturating_add(peek.messages.saturating_mul(MESSAGE_TOKENS))
+        .saturating_add(peek.images.saturating_mul(IMAGE_TOKENS))
+}
+
+/// The most the answer can have: what the request, the level and the model allow, times the choices asked for.
+fn most_output(peek: &Peek, plan: &Plan) -> u64 {
+    let most = plan.upcoming().map(|attempt| attempt.output_at_most.unwrap_or(UNSTATED_OUTPUT_TOKENS)).max().unwrap_or(UNSTATED_OUTPUT_TOKENS);
+    most.saturating_mul(peek.choices.max(1))
+}
+
+/// The limiters of key and tier; the tier's apply to each account.
+fn limiters(gateway: &Gateway, caller: &Caller) -> Vec<Arc<Limiter>> {
+    let key = gateway.limiters.of(&caller.key.id, caller.key.limits());
+    let tier = caller.tier.as_ref().and_then(|tier| {
+        let owner: Arc<str> = format!("{}\u{0}{}", caller.key.account_id, tier.name).into();
+        gateway.limiters.of(&owner, tier.limits)
+    });
+    key.into_iter().chain(tier).collect()
+}
+
+fn tariff(gateway: &Gateway, caller: &Caller, plan: &Plan) -> Tariff {
+    Tariff {
+        multiplier: plan.multiplier,
+        markup: caller.tier.as_ref().map_or(Factor::ZERO, |tier| tier.markup),
+        byok_fee: caller.tier.as_ref().map_or(Credits(0), |tier| tier.byok_fee),
+        credit: gateway.settings.ledger.credit,
+    }
+}
+
+/// What a reservation is made from.
+struct Priced<'a> {
+    plan: &'a Plan,
+    prompt_tokens: u64,
+    output_tokens: u64,
+    stream: bool,
+    tariff: Tariff,
+}
+
+/// What was set aside.
+struct Reserved {
+    reservation: Reservation,
+    /// Output tokens it covers; all there can be where nothing bounds the account.
+    covered_tokens: u64,
+    /// A cap for a whole answer that the balance cannot pay in full.
+    output_cap: Option<u64>,
+}
+
+/// Sets aside the most the request can cost at the dearest of its targets. A balance that has less lets a stream begin (it is
+/// counted as it runs) and caps a whole answer; one that cannot pay the prompt and a little is a refusal.
+fn reserve(gateway: &Gateway, caller: &Caller, priced: &Priced<'_>, now_ms: u64) -> Result<Reserved, Refusal> {
+    let account = gateway.account(&caller.key);
+    let cap = caller.tier.as_ref().and_then(|tier| tier.monthly_cap);
+    if caller.key.has_budget && !account.has_budget() {
+        // The key was made with credits and its account is not in memory yet: wait for it rather than spend what is not there.
+        return Err(Refusal::CreditsUsedUp { upgrade_url: gateway.upgrade_url.clone() });
+    }
+    let cost = |output: u64| {
+        priced.plan.upcoming().map(|attempt| match (&attempt.payer, &attempt.target.price) {
+            (Payer::Own(_), _) => priced.tariff.byok_fee,
+            (Payer::Platform, TargetPrice::Priced(price)) => priced.tariff.charge(price.most(priced.prompt_tokens, output), false),
+            (Payer::Platform, TargetPrice::Free | TargetPrice::Unpriced) => Credits(0),
+        }).max().unwrap_or_default()
+    };
+    let most = cost(priced.output_tokens);
+    let least = cost(AFFORDABLE_OUTPUT_TOKENS_MIN.min(priced.output_tokens));
+    let is_bounded = account.has_budget() || cap.is_some();
+    let terms = Terms { month: MonthIndex::of_ms(now_ms), monthly_cap: cap };
+    let reservation = account.reserve_up_to(least, most, terms).map_err(|short| match short.by {
+        ShortBy::Balance => Refusal::CreditsUsedUp { upgrade_url: gateway.upgrade_url.clone() },
+        ShortBy::MonthlyCap => Refusal::CapUsedUp { upgrade_url: gateway.upgrade_url.clone() },
+    })?;
+    if !is_bounded || reservation.amount() >= most {
+        let covered_tokens = if is_bounded { priced.output_tokens } else { u64::MAX };
+        return Ok(Reserved { reservation, covered_tokens, output_cap: None });
+    }
+    let covered = affordable(reservation.amount(), &cost, priced.output_tokens);
+    let output_cap = (!priced.stream).then_some(covered);
+    Ok(Reserved { reservation, covered_tokens: covered, output_cap })
+}
+
+/// The most output tokens whose cost stays within `amount`: cost never falls with tokens, so a bisection finds it.
+fn affordable(amount: Credits, cost: &dyn Fn(u64) -> Credits, most: u64) -> u64 {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if cost(middle) <= amount { low = middle } else { high = middle - 1 }
+    }
+    low
+}
+
+fn facts(head: &Head, caller: &Caller, peek: &Peek, plan: &Plan, headers: &HeaderMap, reserved: &Reserved) -> Facts {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    Facts {
+        request_id: head.id.as_str().into(),
+        started_ms: head.started_ms,
+        account: caller.key.account_id.clone(),
+        key_id: caller.key.id.clone(),
+        asked_model: peek.model.as_deref().unwrap_or_default().into(),
+        level: plan.level.as_ref().map(|level| level.name.clone()),
+        tier: caller.tier.as_ref().map(|tier| tier.name.clone()),
+        idempotency_key: text("idempotency-key").map(Into::into),
+        reserved: reserved.reservation.is_budgeted().then(|| reserved.reservation.amount()),
+    }
+}
+
+/// The facts of a request that is refused before it has any.
+pub fn refused_facts(head: &Head, caller: &Caller) -> Facts {
+    Facts {
+        request_id: head.id.as_str().into(),
+        started_ms: head.started_ms,
+        account: caller.key.account_id.clone(),
+        key_id: caller.key.id.clone(),
+        asked_model: Box::default(),
+        level: None,
+        tier: caller.tier.as_ref().map(|tier| tier.name.clone()),
+        idempotency_key: None,
+        reserved: None,
+    }
+}
+
+/// The id a client gave its request, when it can be sent back as it came.
+pub fn client_id(headers: &HeaderMap) -> Option<&http::HeaderValue> {
+    headers.get("x-request-id").filter(|value| {
+        let bytes = value.as_bytes();
+        !bytes.is_empty() && bytes.len() <= CLIENT_ID_BYTES_MAX && bytes.iter().all(|byte| byte.is_ascii_graphic())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_is_found_in_each_of_its_places() {
+        let check = |name: &'static str, value: &str, expected: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            assert_eq!(credential(&headers), expected, "{name}: {value}");
+        };
+        check("authorization", "Bearer wk_1", Some("wk_1"));
+        check("authorization", "bearer  wk_1 ", Some("wk_1"));
+        check("authorization", "Basic wk_1", None);
+        check("x-api-key", "wk_1", Some("wk_1"));
+        check("api-key", "wk_1", Some("wk_1"));
+        check("x-other", "wk_1", None);
+    }
+
+    #[test]
+    fn what_an_amount_affords_is_found_exactly() {
+        let cost = |tokens: u64| Credits(10 + 3 * tokens as i64);
+        for (amount, expected) in [(9, 0), (10, 0), (12, 0), (13, 1), (40, 10), (1000, 20)] {
+            assert_eq!(affordable(Credits(amount), &cost, 20), expected);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Floor 2: the only floor that knows Pingora. It reads downward as the life of a request: [`ingress`] (authenticate, peek,
+//! plan, reserve) → [`exchange`] (attempts until one commits, then the answer; [`attempt`], [`relay`]) → [`settle`] (once,
+//! also on drop). Beside it what is not inference: [`own`] (self-service) and [`models`].
+//!
+//! Pingora's own proxy loop is not used: it commits to an upstream when its headers arrive and replays a body up to 64 KiB,
+//! while an LLM answer can be judged by its first event only and a request is often larger. weir is an
+//! [`HttpServerApp`] on Pingora's listeners, sessions and connection pools, with its own loop between them.
+
+pub mod attempt;
+pub mod body;
+pub mod denied;
+pub mod exchange;
+pub mod gateway;
+pub mod headers;
+pub mod ingress;
+pub mod models;
+pub mod own;
+pub mod probe;
+pub mod relay;
+pub mod respond;
+pub mod settle;
+pub mod upstream;
+
+use crate::engine::dialect::{Dialect, Endpoint};
+use crate::engine::limit::Standings;
+use crate::engine::refusal::Refusal;
+use crate::store::ledger::{End, Outcome};
+use async_trait::async_trait;
+use gateway::Gateway;
+use ingress::{Head, Stopped};
+use pingora_core::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::server::ShutdownWatch;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An idle client connection is kept this long, above the 60 s of common clients' pools, so that they close first.
+const CLIENT_IDLE_SECONDS: u64 = 75;
+/// What is left of a refused request's body is read for at most this long to keep the connection.
+const DRAIN_BODY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The proxy listener.
+pub struct Proxy {
+    gateway: Arc<Gateway>,
+    options: HttpServerOptions,
+}
+
+impl Proxy {
+    /// Serves `gateway`.
+    pub fn new(gateway: Arc<Gateway>) -> Proxy {
+        let mut options = HttpServerOptions::default();
+        options.h2c = true;
+        Proxy { gateway, options }
+    }
+}
+
+#[async_trait]
+impl HttpServerApp for Proxy {
+    async fn process_new_http(self: &Arc<Self>, mut session: ServerSession, _shutdown: &ShutdownWatch) -> Option<ReusedHttpStream> {
+        match session.read_request().await {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(_) => {
+                // Not HTTP, or headers beyond the bounds: say so in HTTP, there is no dialect yet.
+                let _ = session.respond_error(400).await;
+                return None;
+            }
+        }
+        session.set_keepalive((!self.gateway.drain.is_closing()).then_some(CLIENT_IDLE_SECONDS));
+        session.set_pipelining_enabled(true);
+        let reusable = {
+            let _active = self.gateway.drain.begin();
+            dispatch(&self.gateway, &mut session).await
+        };
+        finish(session, reusable).await
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.options)
+    }
+}
+
+/// Ends a request: the connection goes back for the next one if it can.
+pub async fn finish(mut session: ServerSession, reusable: bool) -> Option<ReusedHttpStream> {
+    if !reusable {
+        session.set_keepalive(None);
+        return None;
+    }
+    if !session.is_body_done() {
+        session.set_total_drain_timeout(Some(DRAIN_BODY_TIMEOUT));
+        session.drain_request_body().await.ok()?;
+    }
+    let settings = HttpPersistentSettings::for_session(&session);
+    let stream = session.finish().await.ok()??;
+    Some(ReusedHttpStream::from_reusable_stream(stream, settings))
+}
+
+/// Finds what a request is about. Returns whether the connection may be used again.
+async fn dispatch(gateway: &Arc<Gateway>, session: &mut ServerSession) -> bool {
+    let header = session.req_header();
+    let path = header.uri.path();
+    let endpoint = Endpoint::of_path(path);
+    let dialect = endpoint.map_or(Dialect::OpenAi, Endpoint::dialect);
+    if gateway.drain.is_draining() {
+        gateway.metrics.refusals.with_label_values(&[Refusal::Draining.reason()]).inc();
+        return exchange::write_refusal(session, None, dialect, &Refusal::Draining, &Standings::default()).await;
+    }
+    match endpoint {
+        Some(endpoint) if header.method == http::Method::POST => inference(gateway, session, endpoint).await,
+        Some(_) => refuse(gateway, session, dialect, &Refusal::WrongMethod { allow: "POST" }).await,
+        None if path == "/v1/models" || path.starts_with("/v1/models/") => models::serve(gateway, session).await,
+        None if path.starts_with("/weir/v1/") => own::serve(gateway, session).await,
+        None => refuse(gateway, session, dialect, &Refusal::UnknownPath).await,
+    }
+}
+
+/// Says no outside of inference.
+async fn refuse(gateway: &Gateway, session: &mut ServerSession, dialect: Dialect, refusal: &Refusal) -> bool {
+    gateway.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
+    exchange::write_refusal(session, None, dialect, refusal, &Standings::default()).await
+}
+
+async fn inference(gateway: &Arc<Gateway>, session: &mut ServerSession, endpoint: Endpoint) -> bool {
+    let head = Head::new(endpoint);
+    match ingress::admit(gateway, session, &head).await {
+        Ok(admitted) => exchange::serve(gateway, session, &head, admitted).await,
+        Err(Stopped::Gone) => false,
+        Err(Stopped::Refused(refusal, caller)) => {
+            gateway.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
+            gateway.metrics.request(&gateway.metrics.of_none(), endpoint, refusal.status());
+            if let Some(caller) = caller {
+                let outcome = Outcome { status: refusal.status(), end: End::Refused, duration_ms: head.started.elapsed().as_millis() as u64, ..Outcome::default() };
+                // A refusal costs nothing; when even its row finds no room the answer is the same.
+                if let Ok(closed) = gateway.ledger.record(ingress::refused_facts(&head, &caller), outcome) {
+                    closed.safe().await;
+                }
+            }
+            exchange::write_refusal(session, Some(&head), endpoint.dialect(), &refusal, &Standings::default()).await
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! A committed stream, from its first event to its end.
+//!
+//! Bytes go out as they come, in order. What is already there when one read has ended shares its write (bounded by
+//! [`COALESCE_BYTES_MAX`]); an event that is alone goes out at once. The account is settled before the bytes that tell the
+//! client of the end, so that an end the client saw is an end the ledger has.
+
+use super::attempt::{Streaming, abandon};
+use super::settle::{Ending, Exchanged, Settlement};
+use super::upstream::Upstreams;
+use crate::engine::catalog::Provider;
+use crate::engine::dialect::Endpoint;
+use crate::engine::meter::StreamMeter;
+use crate::engine::refusal::{Refusal, UpstreamFailure};
+use crate::telemetry::metrics::Series;
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
+use pingora_core::protocols::http::ServerSession;
+use pingora_error::ErrorType;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// One write carries at most about this much: enough for a burst, little enough to hold for every stream.
+pub const COALESCE_BYTES_MAX: usize = 16 << 10;
+/// A client that takes nothing for this long is gone.
+pub const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// After its end mark a stream's connection gets this long to close its framing, then it is not reused.
+const TRAILER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the relay needs besides the stream.
+pub struct Relay<'a> {
+    /// The client.
+    pub session: &'a mut ServerSession,
+    /// Connections, to give this one back.
+    pub upstreams: &'a Arc<Upstreams>,
+    /// Who answers.
+    pub provider: &'a Provider,
+    /// What was asked.
+    pub endpoint: Endpoint,
+    /// When the exchange must be over.
+    pub deadline: Instant,
+    /// The pair's metrics.
+    pub series: &'a Series,
+    /// Where more credits are to be had.
+    pub upgrade_url: Option<Arc<str>>,
+}
+
+/// How a relay ended.
+pub struct Relayed {
+    /// The client's connection may be used again.
+    pub reusable: bool,
+    /// The provider broke off: it is to blame.
+    pub broken_off: bool,
+}
+
+/// How reading ended.
+enum End {
+    /// The upstream closed the stream in good order.
+    Upstream,
+    /// The upstream broke or fell silent.
+    Broken(&'static str),
+    /// The client went away.
+    Client,
+    /// The reservation ran out and the balance has no more.
+    Credit,
+}
+
+/// Passes a stream on and settles its account.
+/// Dropped half way (shutdown, panic), the settlement closes the account as cancelled.
+pub async fn relay(mut relay: Relay<'_>, streaming: Streaming, mut settlement: Settlement) -> Relayed {
+    let Streaming { mut connected, mut meter, mut first, .. } = streaming;
+    let mut joined = BytesMut::new();
+    relay.session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
+    let mut last_read = Instant::now();
+    let end = loop {
+        let ended = meter.ended();
+        if !ended && settlement.exhausted(&mut meter) {
+            // The event that overdrew goes out: the provider asks for it.
+            let _ = write(relay.session, &mut first, &mut joined).await;
+            break End::Credit;
+        }
+        if ended {
+            break End::Upstream;
+        }
+        settlement.progress(&meter);
+        if write(relay.session, &mut first, &mut joined).await.is_err() {
+            break End::Client;
+        }
+        let limit = relay.provider.timeouts.between_events.min(relay.deadline.saturating_duration_since(last_read));
+        connected.session.set_read_timeout(Some(limit.max(Duration::from_millis(1))));
+        let read = tokio::select! {
+            biased;
+            read = connected.session.read_response_body() => read,
+            _ = relay.session.read_body_or_idle(true) => break End::Client,
+        };
+        let now = Instant::now();
+        relay.series.between_events.observe((now - last_read).as_secs_f64());
+        last_read = now;
+        match read {
+            Ok(Some(chunk)) => {
+                let mut bytes = chunk.len();
+                meter.feed(chunk, &mut first);
+                // What is already here shares the write. Without a timer: the read is dropped if it would wait.
+                connected.session.set_read_timeout(None);
+                while bytes < COALESCE_BYTES_MAX && !meter.ended() {
+                    match connected.session.read_response_body().now_or_never() {
+                        Some(Ok(Some(chunk))) => {
+                            bytes += chunk.len();
+                            meter.feed(chunk, &mut first);
+                        }
+                        _ => break,
+                    }
+                }
+            }
+            Ok(None) => break End::Upstream,
+            Err(error) if *error.etype() == ErrorType::ReadTimedout => break End::Broken("it fell silent in the middle of its answer"),
+            Err(_) => break End::Broken("the connection broke in the middle of its answer"),
+        }
+    };
+    finish(&mut relay, connected, meter, first, joined, end, settlement).await
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn finish(
+    relay: &mut Relay<'_>,
+    mut connected: super::upstream::Connected,
+    mut meter: StreamMeter,
+    mut out: Vec<Bytes>,
+    mut joined: BytesMut,
+    end: End,
+    settlement: Settlement,
+) -> Relayed {
+    match end {
+        End::Upstream => {
+            meter.flush(&mut out);
+            // A stream may close in good order without an end mark, but not without having said that it is finished.
+            let cut = !meter.ended() && !meter.may_end_without_mark();
+            let failed = cut || meter.error().is_some();
+            let (tally, text) = meter.finish();
+            settlement.settle(if failed { Ending::Failed } else { Ending::Complete }, Exchanged { tally, text }).await;
+            let client = if cut {
+                relay.end_with(&mut out, &mut joined, &relay.broken("it ended its answer before it was finished")).await
+            } else {
+                write(relay.session, &mut out, &mut joined).await.is_ok() && relay.session.write_response_body(Bytes::new(), true).await.is_ok()
+            };
+            connected.session.set_read_timeout(Some(TRAILER_TIMEOUT));
+            if connected.session.response_done() || matches!(connected.session.read_response_body().await, Ok(None)) {
+                relay.upstreams.release(connected).await;
+            }
+            Relayed { reusable: client, broken_off: failed }
+        }
+        End::Broken(what) => {
+            connected.session.shutdown().await;
+            meter.flush(&mut out);
+            let (tally, text) = meter.finish();
+            settlement.settle(Ending::Failed, Exchanged { tally, text }).await;
+            let reusable = relay.end_with(&mut out, &mut joined, &relay.broken(what)).await;
+            Relayed { reusable, broken_off: true }
+        }
+        End::Credit => {
+            connected.session.shutdown().await;
+            let (tally, text) = meter.finish();
+            settlement.settle(Ending::Cancelled, Exchanged { tally, text }).await;
+            let refusal = Refusal::CreditsRanOut { upgrade_url: relay.upgrade_url.clone() };
+            Relayed { reusable: relay.end_with(&mut out, &mut joined, &refusal).await, broken_off: false }
+        }
+        End::Client => {
+            let meter = abandon(relay.upstreams.clone(), connected, meter, relay.provider.on_disconnect, relay.deadline).await;
+            let (tally, text) = meter.finish();
+            settlement.settle(Ending::Cancelled, Exchanged { tally, text }).await;
+            Relayed { reusable: false, broken_off: false }
+        }
+    }
+}
+
+impl Relay<'_> {
+    fn broken(&self, what: &str) -> Refusal {
+        Refusal::StreamBroken(UpstreamFailure::new(self.provider.name.clone(), None, what, None))
+    }
+
+    /// Ends the answer with an error event and without its normal end mark.
+    async fn end_with(&mut self, out: &mut Vec<Bytes>, joined: &mut BytesMut, refusal: &Refusal) -> bool {
+        // A partial event may have gone out: an empty line ends it, so that the error stands alone.
+        let mut event = String::from("\n\n");
+        refusal.write_event(self.endpoint, &mut event);
+        out.push(event.into());
+        write(self.session, out, joined).await.is_ok() && self.session.write_response_body(Bytes::new(), true).await.is_ok()
+    }
+}
+
+/// Writes what is due in one go.
+async fn write(session: &mut ServerSession, out: &mut Vec<Bytes>, joined: &mut BytesMut) -> Result<(), ()> {
+    let bytes = match out.len() {
+        0 => return Ok(()),
+        1 => out.swap_remove(0),
+        _ => {
+            for slice in out.drain(..) {
+                joined.extend_from_slice(&slice);
+            }
+            joined.split().freeze()
+        }
+    };
+    session.write_response_body(bytes, false).await.map_err(drop)
+}

@@ -1,0 +1,98 @@
+//! Writing whole answers: refusals, JSON documents, plain pages.
+
+use super::headers::X_REQUEST_ID;
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use pingora_core::protocols::http::ServerSession;
+use pingora_http::ResponseHeader;
+
+/// A header of an answer that is weir's own.
+pub fn header(status: u16, content_type: &'static str, length: usize) -> pingora_error::Result<ResponseHeader> {
+    let mut header = ResponseHeader::build_no_case(status, Some(8))?;
+    header.insert_header(CONTENT_TYPE, HeaderValue::from_static(content_type))?;
+    header.insert_header(CONTENT_LENGTH, HeaderValue::from(length))?;
+    Ok(header)
+}
+
+/// Writes a whole answer. Returns whether the client took it.
+pub async fn write(session: &mut ServerSession, mut header: ResponseHeader, body: Bytes, extra: &[(HeaderName, HeaderValue)]) -> bool {
+    for (name, value) in extra {
+        if header.insert_header(name.clone(), value.clone()).is_err() {
+            return false;
+        }
+    }
+    session.write_response_header(Box::new(header)).await.is_ok() && session.write_response_body(body, true).await.is_ok()
+}
+
+/// Writes a JSON document that nobody should cache.
+pub async fn json(session: &mut ServerSession, status: u16, document: &impl serde::Serialize, request_id: Option<&str>) -> bool {
+    let Ok(body) = serde_json::to_vec(document) else { return false };
+    text(session, status, "application/json", body.into(), request_id).await
+}
+
+/// Writes a page of any type that nobody should cache.
+pub async fn text(session: &mut ServerSession, status: u16, content_type: &'static str, body: Bytes, request_id: Option<&str>) -> bool {
+    let Ok(header) = header(status, content_type, body.len()) else { return false };
+    let mut extra = vec![(CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    if let Some(value) = request_id.and_then(|id| HeaderValue::from_str(id).ok()) {
+        extra.push((X_REQUEST_ID, value));
+    }
+    write(session, header, body, &extra).await
+}
+
+/// Reads a small request body of the self-service and admin endpoints. `None`: too large, or the client went away.
+pub async fn small_body(session: &mut ServerSession, bytes_max: usize) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = session.read_request_body().await.ok()? {
+        if body.len() + chunk.len() > bytes_max {
+            return None;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Some(body)
+}
+
+/// The value of a query parameter, percent-decoded.
+pub fn query(session: &ServerSession, name: &str) -> Option<String> {
+    session.req_header().uri.query()?.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then(|| percent_decode(value))
+    })
+}
+
+/// Decodes `%XX` and `+` (application/x-www-form-urlencoded); what is not UTF-8 afterwards is replaced.
+pub fn percent_decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut index = 0;
+    while index < bytes.len() {
+        let hex = |at: usize| bytes.get(at).and_then(|byte| (*byte as char).to_digit(16));
+        match (bytes[index], hex(index + 1), hex(index + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                index += 3;
+            }
+            (b'+', ..) => {
+                out.push(b' ');
+                index += 1;
+            }
+            (byte, ..) => {
+                out.push(byte);
+                index += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percent_encoding_is_undone() {
+        for (text, expected) in [("a%20b+c", "a b c"), ("%", "%"), ("%2", "%2"), ("%e2%82%ac", "€"), ("%zz", "%zz")] {
+            assert_eq!(percent_decode(text), expected);
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! One request, one row: the account is settled exactly once, on every path.
+//!
+//! A [`Settlement`] is made when a request is admitted and consumed when its answer ends. If it is dropped before (a panic, a
+//! task that was cancelled, a shutdown), the drop settles with what is known.
+
+use super::gateway::Gateway;
+use crate::engine::budget::Reservation;
+use crate::engine::catalog::{Target, TargetPrice};
+use crate::engine::dialect::Endpoint;
+use crate::engine::limit::Admitted;
+use crate::engine::meter::{StreamMeter, Tally};
+use crate::engine::money::{Credits, Factor, Usd, charge};
+use crate::engine::tokens::{Family, Stream as TextCounter};
+use crate::engine::usage::{Bucket, Source, Usage};
+use crate::store::ledger::{Closed, End, Facts, Outcome, Ticket};
+use crate::telemetry::clock;
+use crate::telemetry::metrics::Series;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Output tokens a running stream's reservation is extended by at a time: a few seconds of a fast model.
+pub const EXTEND_TOKENS: u64 = 512;
+/// A stream's progress goes to the journal at most this often.
+pub const PROGRESS_INTERVAL_MS: u64 = 1000;
+
+/// How an exchange ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// With the answer's normal end.
+    Complete,
+    /// By an error, the provider's or ours.
+    Failed,
+    /// By the client, or by its balance.
+    Cancelled,
+}
+
+/// What an exchange came to.
+pub struct Exchanged {
+    /// Counts, as far as the provider reported them.
+    pub tally: Tally,
+    /// The text, to count where it did not.
+    pub text: TextCounter,
+}
+
+/// The attempt that is being made: who is asked, with whose key.
+#[derive(Clone)]
+pub struct Current {
+    /// The target.
+    pub target: Arc<Target>,
+    /// With the caller's own key.
+    pub own_key: bool,
+    /// How many attempts, this one included.
+    pub attempts: u32,
+    /// Not the plan's first.
+    pub was_fallback: bool,
+}
+
+/// How a charge is made from a cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Tariff {
+    /// The level's factor.
+    pub multiplier: Factor,
+    /// The tier's surcharge.
+    pub markup: Factor,
+    /// Credits a request with an own key costs.
+    pub byok_fee: Credits,
+    /// What a credit is worth.
+    pub credit: Usd,
+}
+
+impl Tariff {
+    /// The charge of a cost.
+    pub fn charge(&self, cost: Usd, own_key: bool) -> Credits {
+        if own_key { self.byok_fee } else { charge(cost, self.multiplier, self.markup, self.credit) }
+    }
+}
+
+/// An open account of one request.
+pub struct Settlement {
+    open: Option<Box<Open>>,
+}
+
+/// What an open account holds.
+pub struct Open {
+    /// The gateway.
+    pub gateway: Arc<Gateway>,
+    /// What the row says from the beginning.
+    pub facts: Facts,
+    /// The request's place in the journal.
+    pub ticket: Ticket,
+    /// Credits set aside.
+    pub reservation: Reservation,
+    /// Rate limits that were drawn on.
+    pub limits: Vec<Admitted>,
+    /// The estimate of the prompt's tokens.
+    pub prompt_tokens: u64,
+    /// How a cost becomes a charge.
+    pub tariff: Tariff,
+    /// What was asked.
+    pub endpoint: Endpoint,
+    /// When the request's head was read.
+    pub started: Instant,
+    /// The attempt under way.
+    pub current: Option<Current>,
+    /// The metrics of its pair.
+    pub series: Option<Arc<Series>>,
+    /// Head to first event.
+    pub first_event_ms: Option<u64>,
+    /// The status the client gets.
+    pub status: u16,
+    /// Output tokens the reservation covers, counted from the first.
+    pub covered_tokens: u64,
+    /// Bytes of output at which the next exact count is due.
+    pub count_at: u64,
+    /// When progress is journalled next.
+    pub progress_due_ms: u64,
+}
+
+/// What a settled request came to.
+#[derive(Debug, Clone, Copy)]
+pub struct Settled {
+    /// What the provider asks.
+    pub cost: Usd,
+    /// What the caller is charged.
+    pub charge: Credits,
+}
+
+impl Exchanged {
+    /// Nothing came back.
+    pub fn nothing(family: Family) -> Exchanged {
+        Exchanged { tally: Tally::default(), text: TextCounter::new(family) }
+    }
+}
+
+impl Settlement {
+    /// An account to be settled.
+    pub fn new(open: Box<Open>) -> Settlement {
+        Settlement { open: Some(open) }
+    }
+
+    /// The open account, while there is one (always, outside of settling).
+    pub fn open(&mut self) -> Option<&mut Open> {
+        self.open.as_deref_mut()
+    }
+
+    /// Whether the output so far has used up what was reserved and the balance has no more. Reserves on as needed.
+    /// Counts with the tokenizer only when the text's bytes, which are never fewer than its tokens, could be too many.
+    pub fn exhausted(&mut self, meter: &mut StreamMeter) -> bool {
+        self.open.as_deref_mut().is_some_and(|open| open.exhausted(meter))
+    }
+
+    /// Journals how far a stream has come, at most once in [`PROGRESS_INTERVAL_MS`].
+    pub fn progress(&mut self, meter: &StreamMeter) {
+        if let Some(open) = self.open.as_deref_mut() {
+            open.progress(meter);
+        }
+    }
+
+    /// Closes the account: one row, one charge. When this returns, the row survives the process (with `commit = "strict"`
+    /// also the machine).
+    pub async fn settle(mut self, ending: Ending, exchanged: Exchanged) -> Settled {
+        let Some(open) = self.open.take() else { return Settled { cost: Usd(0), charge: Credits(0) } };
+        let (settled, closed) = if exchanged.tally.reported || exchanged.text.is_loaded() {
+            open.close(ending, exchanged)
+        } else {
+            // The vocabulary is loaded on its first use: not on a worker that has streams to serve.
+            match tokio::task::spawn_blocking(move || open.close(ending, exchanged)).await {
+                Ok(done) => done,
+                Err(_) => return Settled { cost: Usd(0), charge: Credits(0) },
+            }
+        };
+        if !closed.is_safe() {
+            closed.safe().await;
+        }
+        settled
+    }
+
+    /// Closes the account of a request that no target answered.
+    pub async fn refuse(mut self, end: End, status: u16) {
+        let Some(mut open) = self.open.take() else { return };
+        open.status = status;
+        let closed = open.write_row(end, Usage::default(), Source::Counted, None, Usd(0), Credits(0));
+        if !closed.is_safe() {
+            closed.safe().await;
+        }
+    }
+}
+
+impl Drop for Settlement {
+    fn drop(&mut self) {
+        if let Some(open) = self.open.take() {
+            // Nothing is known of what the provider generated: the prompt was sent, and is taken as used if an attempt was
+            // under way.
+            let mut tally = Tally::default();
+            if open.current.is_some() {
+                tally.usage.set(Bucket::Input, open.prompt_tokens);
+                tally.usage.set(Bucket::Requests, 1);
+                tally.source = Source::Counted;
+            }
+            let (usage, source) = (tally.usage, tally.source);
+            let (cost, price_id) = open.cost(&tally);
+            let charge = open.tariff.charge(cost, open.is_own_key());
+            let _ = open.write_row(End::Cancelled, usage, source, price_id, cost, charge);
+        }
+    }
+}
+
+impl Open {
+    fn exhausted(&mut self, meter: &mut StreamMeter) -> bool {
+        let at_most = meter.output_at_most();
+        if at_most <= self.count_at {
+            return false;
+        }
+        let counted = meter.output_counted();
+        while counted > self.covered_tokens {
+            if !self.extend() {
+                return true;
+            }
+        }
+        // Each further token takes at least a byte: no need to count before that many more have come.
+        self.count_at = at_most.saturating_add(self.covered_tokens - counted);
+        false
+    }
+
+    fn extend(&mut self) -> bool {
+        let Some(current) = &self.current else { return false };
+        let more = match &current.target.price {
+            TargetPrice::Priced(price) if !current.own_key => {
+                let with = self.covered_tokens.saturating_add(EXTEND_TOKENS);
+                let cost = Usd(price.most(self.prompt_tokens, with).0 - price.most(self.prompt_tokens, self.covered_tokens).0);
+                self.tariff.charge(cost, false)
+            }
+            _ => Credits(0),
+        };
+        // All of it, or a token's worth at a time of what is left: a balance is used to its end, not beyond.
+        if more.0 == 0 || self.reservation.extend(more).is_ok() {
+            self.covered_tokens = self.covered_tokens.saturating_add(EXTEND_TOKENS);
+            return true;
+        }
+        let per_token = Credits((more.0 / EXTEND_TOKENS as i64).max(1));
+        match self.reservation.extend_up_to(per_token, more) {
+            Ok(got) => {
+                self.covered_tokens = self.covered_tokens.saturating_add((got.0 / per_token.0).max(1) as u64);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn progress(&mut self, meter: &StreamMeter) {
+        let now_ms = clock::now_ms();
+        if now_ms < self.progress_due_ms {
+            return;
+        }
+        self.progress_due_ms = now_ms + PROGRESS_INTERVAL_MS;
+        let mut tally = Tally::default();
+        tally.usage.set(Bucket::Input, self.prompt_tokens);
+        tally.usage.set(Bucket::Requests, 1);
+        // Cheap on purpose: four bytes a token. A crash settles by it, an orderly end does not.
+        tally.usage.set(Bucket::Output, meter.output_at_most().div_ceil(4));
+        let (cost, price_id) = self.cost(&tally);
+        let charge = self.tariff.charge(cost, self.is_own_key());
+        let outcome = self.outcome(End::Failed, tally.usage, Source::Counted, price_id, cost, charge);
+        self.ticket.progress(now_ms, || outcome);
+    }
+
+    fn is_own_key(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.own_key)
+    }
+
+    /// What a tally costs at the current target.
+    fn cost(&self, tally: &Tally) -> (Usd, Option<Arc<str>>) {
+        match self.current.as_ref().map(|current| &current.target.price) {
+            Some(TargetPrice::Priced(price)) => (price.cost(&tally.usage, tally.service_tier.as_deref(), tally.reported_cost), Some(Arc::from(price.id()))),
+            Some(TargetPrice::Free) => (Usd(0), Some(Arc::from("free"))),
+            Some(TargetPrice::Unpriced) => (tally.reported_cost.unwrap_or(Usd(0)), Some(Arc::from("unpriced"))),
+            None => (Usd(0), None),
+        }
+    }
+
+    fn close(self: Box<Self>, ending: Ending, mut exchanged: Exchanged) -> (Settled, Closed) {
+        exchanged.tally.count(self.prompt_tokens, &mut exchanged.text);
+        let tally = &mut exchanged.tally;
+        if tally.usage.of(Bucket::Requests) == 0 {
+            tally.usage.set(Bucket::Requests, 1);
+        }
+        let (cost, price_id) = self.cost(tally);
+        let charge = self.tariff.charge(cost, self.is_own_key());
+        let end = match ending {
+            Ending::Complete => End::Complete,
+            Ending::Failed => End::Failed,
+            Ending::Cancelled => End::Cancelled,
+        };
+        let closed = self.write_row(end, tally.usage, tally.source, price_id, cost, charge);
+        (Settled { cost, charge }, closed)
+    }
+
+    fn outcome(&self, end: End, usage: Usage, usage_source: Source, price_id: Option<Arc<str>>, cost: Usd, charge: Credits) -> Outcome {
+        let current = self.current.as_ref();
+        Outcome {
+            model: current.map(|current| current.target.model.clone()),
+            provider: current.map(|current| current.target.provider.name.clone()),
+            byok: current.is_some_and(|current| current.own_key),
+            attempts: current.map_or(0, |current| current.attempts),
+            was_fallback: current.is_some_and(|current| current.was_fallback),
+            status: self.status,
+            end,
+            usage,
+            usage_source,
+            price_id,
+            cost,
+            charge,
+            first_event_ms: self.first_event_ms,
+            duration_ms: self.started.elapsed().as_millis() as u64,
+        }
+    }
+
+    /// The end of every request: limits corrected, balance settled, row journalled, metrics counted, line logged.
+    fn write_row(mut self: Box<Self>, end: End, usage: Usage, usage_source: Source, price_id: Option<Arc<str>>, cost: Usd, charge: Credits) -> Closed {
+        let now_ms = clock::now_ms();
+        for admitted in self.limits.drain(..) {
+            admitted.correct(now_ms, usage.total_tokens());
+        }
+        let outcome = self.outcome(end, usage, usage_source, price_id, cost, charge);
+        let gateway = self.gateway.clone();
+        let series = self.series.take().unwrap_or_else(|| gateway.metrics.of_none());
+        gateway.metrics.request(&series, self.endpoint, outcome.status);
+        if outcome.provider.is_some() {
+            gateway.metrics.used(&series, &outcome.usage, outcome.usage_source);
+            gateway.metrics.cost(&series, outcome.cost, outcome.byok);
+            gateway.metrics.charge(self.facts.level.as_deref().unwrap_or("none"), self.facts.tier.as_deref().unwrap_or("none"), outcome.charge);
+            series.request_seconds.observe(self.started.elapsed().as_secs_f64());
+        }
+        let Open { facts, ticket, reservation, endpoint, .. } = *self;
+        gateway.log_request(&facts, &outcome, endpoint);
+        reservation.settle(charge);
+        ticket.close(outcome)
+    }
+}

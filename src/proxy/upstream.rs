@@ -1,0 +1,258 @@
+//! Connections to providers: names resolved off the path, pools that mix neither hosts nor authorities, verified TLS.
+
+use crate::engine::catalog::{BaseUrl, Provider};
+use crate::telemetry::log_lines::{Severity, event};
+use pingora_core::connectors::ConnectorOptions;
+use pingora_core::connectors::http::Connector;
+use pingora_core::protocols::http::client::HttpSession;
+use pingora_core::protocols::tls::CaType;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::utils::tls::WrappedX509;
+use pingora_error::ErrorType;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// A resolved name is used this long before it is looked up again behind the requests' backs.
+pub const DNS_FRESH: Duration = Duration::from_secs(30);
+/// A name that could not be looked up again serves this long from its last answer; then requests wait for a look-up.
+pub const DNS_STALE: Duration = Duration::from_secs(600);
+/// A look-up may take this long.
+pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
+/// An idle connection to a provider is closed after this. Below the 60 s of common load balancers, so that weir closes first.
+pub const POOL_IDLE: Duration = Duration::from_secs(55);
+/// Idle connections kept in all.
+pub const POOL_SIZE: usize = 4096;
+/// Streams a pooled HTTP/2 connection carries at once.
+const H2_STREAMS: usize = 64;
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConnectError {
+    /// The name does not resolve.
+    Name,
+    /// Refused, unreachable, reset.
+    Connect,
+    /// The certificate or handshake.
+    Tls,
+    /// Not within the provider's `connect` time.
+    Timeout,
+    /// A caller's base URL points to an address that is not public.
+    NotPublic,
+    /// The provider's `ca` file cannot be read.
+    Authorities,
+}
+
+/// Connections to every provider.
+pub struct Upstreams {
+    connector: Connector,
+    peers: papaya::HashMap<u64, Arc<Resolved>>,
+    hasher: std::hash::RandomState,
+}
+
+/// A provider's addresses, ready to connect to.
+struct Resolved {
+    peers: Vec<HttpPeer>,
+    next: AtomicUsize,
+    at: Instant,
+    refreshing: AtomicBool,
+}
+
+impl std::fmt::Debug for Upstreams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Upstreams")
+    }
+}
+
+/// A connection for one exchange.
+pub struct Connected {
+    /// The session to write to and read from.
+    pub session: HttpSession,
+    /// It came from the pool: a reset before any answer may be its age, not the provider's fault.
+    pub reused: bool,
+    resolved: Arc<Resolved>,
+    index: usize,
+}
+
+impl Upstreams {
+    /// Nothing is connected yet.
+    pub fn new() -> Upstreams {
+        Upstreams { connector: Connector::new(Some(ConnectorOptions::new(POOL_SIZE))), peers: papaya::HashMap::new(), hasher: std::hash::RandomState::new() }
+    }
+
+    /// A connection to `provider`. `public_only`: the base URL is a caller's, its address must be public (checked on the
+    /// address connected to, so that a name cannot change its mind in between).
+    /// Cancel-safe: a dropped call closes what it opened.
+    pub async fn connect(self: &Arc<Self>, provider: &Arc<Provider>, public_only: bool) -> Result<Connected, ConnectError> {
+        let resolved = self.resolve(provider).await?;
+        let count = resolved.peers.len();
+        let start = resolved.next.load(Relaxed);
+        let mut failure = ConnectError::Connect;
+        for step in 0..count {
+            let index = (start + step) % count;
+            let peer = &resolved.peers[index];
+            if public_only && !peer._address.as_inet().is_some_and(|address| is_public(address.ip())) {
+                return Err(ConnectError::NotPublic);
+            }
+            match self.connector.get_http_session(peer).await {
+                Ok((session, reused)) => return Ok(Connected { session, reused, resolved: resolved.clone(), index }),
+                Err(error) => {
+                    failure = match error.etype() {
+                        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => ConnectError::Timeout,
+                        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => ConnectError::Tls,
+                        _ => ConnectError::Connect,
+                    };
+                    // The next request begins with the next address.
+                    resolved.next.store((index + 1) % count, Relaxed);
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    /// Gives a connection whose answer was read to its end back to the pool.
+    pub async fn release(&self, connected: Connected) {
+        let peer = &connected.resolved.peers[connected.index];
+        self.connector.release_http_session(connected.session, peer, Some(POOL_IDLE)).await;
+    }
+
+    async fn resolve(self: &Arc<Self>, provider: &Arc<Provider>) -> Result<Arc<Resolved>, ConnectError> {
+        let key = self.key(provider);
+        let known = self.peers.pin().get(&key).cloned();
+        if let Some(known) = known {
+            let age = known.at.elapsed();
+            if age < DNS_FRESH || is_literal(&provider.base) {
+                return Ok(known);
+            }
+            if age < DNS_STALE {
+                if !known.refreshing.swap(true, Relaxed) {
+                    let (upstreams, provider) = (self.clone(), provider.clone());
+                    tokio::spawn(async move {
+                        if upstreams.look_up(key, &provider).await.is_err() {
+                            event(Severity::Warn, "name look-up failed", &provider.base.host);
+                        }
+                    });
+                }
+                return Ok(known);
+            }
+        }
+        self.look_up(key, provider).await
+    }
+
+    async fn look_up(&self, key: u64, provider: &Provider) -> Result<Arc<Resolved>, ConnectError> {
+        let base = &provider.base;
+        let addresses: Vec<SocketAddr> = match base.host.parse::<IpAddr>() {
+            Ok(address) => vec![SocketAddr::new(address, base.port)],
+            Err(_) => match tokio::time::timeout(DNS_TIMEOUT, tokio::net::lookup_host((base.host.as_ref(), base.port))).await {
+                Ok(Ok(found)) => found.collect(),
+                _ => Vec::new(),
+            },
+        };
+        let authorities = provider.ca.as_deref().map(authorities).transpose()?;
+        let peers: Vec<HttpPeer> = addresses.into_iter().map(|address| peer(provider, address, key, authorities.as_ref())).collect();
+        if peers.is_empty() {
+            if let Some(known) = self.peers.pin().get(&key) {
+                known.refreshing.store(false, Relaxed);
+            }
+            return Err(ConnectError::Name);
+        }
+        let resolved = Arc::new(Resolved { peers, next: AtomicUsize::new(0), at: Instant::now(), refreshing: AtomicBool::new(false) });
+        self.peers.pin().insert(key, resolved.clone());
+        Ok(resolved)
+    }
+
+    /// Everything that tells one provider's connections from another's.
+    fn key(&self, provider: &Provider) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        (&provider.name, provider.base.tls, &provider.base.host, provider.base.port, &provider.ca, provider.http2, provider.timeouts.connect).hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+impl Default for Upstreams {
+    fn default() -> Upstreams {
+        Upstreams::new()
+    }
+}
+
+fn is_literal(base: &BaseUrl) -> bool {
+    base.host.parse::<IpAddr>().is_ok()
+}
+
+fn peer(provider: &Provider, address: SocketAddr, group: u64, authorities: Option<&Arc<CaType>>) -> HttpPeer {
+    let mut peer = HttpPeer::new(address, provider.base.tls, provider.base.host.to_string());
+    peer.group_key = group;
+    peer.options.connection_timeout = Some(provider.timeouts.connect);
+    peer.options.total_connection_timeout = Some(provider.timeouts.connect);
+    peer.options.idle_timeout = Some(POOL_IDLE);
+    peer.options.ca = authorities.cloned();
+    if provider.base.tls && provider.http2 {
+        peer.options.set_http_version(2, 1);
+        peer.options.max_h2_streams = H2_STREAMS;
+    }
+    peer
+}
+
+/// The certificates of a PEM file.
+fn authorities(path: &str) -> Result<Arc<CaType>, ConnectError> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    let certificates: Vec<WrappedX509> = CertificateDer::pem_file_iter(path)
+        .map_err(|_| ConnectError::Authorities)?
+        .filter_map(Result::ok)
+        .filter_map(|certificate| WrappedX509::try_new(certificate.to_vec(), |raw| X509Certificate::from_der(raw).map(|(_, parsed)| parsed)).ok())
+        .collect();
+    if certificates.is_empty() { Err(ConnectError::Authorities) } else { Ok(certificates.into()) }
+}
+
+/// An address that may be reached on a caller's word: not loopback, private, link-local, shared (RFC 6598), benchmarking,
+/// documentation, multicast or reserved, nor an IPv4 address of that kind inside an IPv6 one.
+pub fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => is_public_v4(v4),
+        IpAddr::V6(v6) => is_public_v6(v6),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    !(address.is_private()
+        || address.is_loopback()
+        || address.is_link_local()
+        || address.is_documentation()
+        || address.is_multicast()
+        || a == 0
+        || a >= 240
+        || (a == 100 && (64..128).contains(&b))
+        || (a == 192 && b == 0 && c == 0)
+        || (a == 198 && (b == 18 || b == 19)))
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    if let Some(v4) = address.to_ipv4_mapped() {
+        return is_public_v4(v4);
+    }
+    let segments = address.segments();
+    // Global unicast is 2000::/3; inside it documentation, 6to4, Teredo and NAT64 carry or reserve something else.
+    (segments[0] & 0xe000) == 0x2000
+        && !(segments[0] == 0x2001 && (segments[1] == 0xdb8 || segments[1] == 0))
+        && segments[0] != 0x2002
+        && segments[0] != 0x3fff
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_public_addresses_are_public() {
+        for private in ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "255.255.255.255", "198.18.0.1", "::1", "fe80::1", "fc00::1", "::ffff:10.0.0.1", "2001:db8::1", "64:ff9b::a00:1", "2002:a00:1::"] {
+            assert!(!is_public(private.parse().unwrap()), "{private}");
+        }
+        for public in ["1.1.1.1", "104.18.6.192", "2606:4700::6812:7c0"] {
+            assert!(is_public(public.parse().unwrap()), "{public}");
+        }
+    }
+}
