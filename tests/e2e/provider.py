@@ -360,7 +360,7 @@ async def act(connection: Connection, step: Step, reply: Reply, chunked: bool) -
         return False
     elif isinstance(step, Stall) or step is Stall:
         await connection.wait_gone()
-        return False
+        raise ConnectionError("the other side went away")
     elif step:
         size = reply.split or len(step)
         for at in range(0, len(step), size):
