@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import free_port, wait_no_streams
@@ -31,7 +31,8 @@ def test_a_row_has_every_column(one):
     assert set(COLUMNS) <= set(row), set(COLUMNS) - set(row)
     key = one.weir.default_key
     assert (row["account"], row["key_id"]) == (key["account"], key["id"])
-    assert (row["asked_model"], row["model"], row["provider"], row["price_id"]) == ("m", "m", "openai", "openai/up-model")
+    assert (row["asked_model"], row["model"], row["provider"]) == ("m", "m", "openai")
+    assert row["price_id"].startswith("openai/up-model"), "the price's name, and which version of it"
     assert (row["input"], row["output"], row["requests"], row["usage_source"]) == (11, 7, 1, "upstream")
     assert (row["attempts"], row["was_fallback"], row["byok"], row["status"], row["end"]) == (1, False, False, 200, "complete")
     assert (row["cost"], Decimal(row["charge"])) == ("0.000025", Decimal("0.025"))
@@ -344,9 +345,9 @@ def test_usage_of_a_mixed_day(world):
         rows.append(weir.row_of(answer))
     cost = sum(Decimal(row["cost"]) for row in rows)
     for by in ("model", "provider", "key", "day"):
-        report = json.loads(weir.command("usage", "--by", by, "--json").stdout)
-        listed = report if isinstance(report, list) else next(value for value in report.values() if isinstance(value, list) and value)
-        assert sum(int(line["requests"]) for line in listed) == len(rows), (by, listed)
+        listed = json.loads(weir.command("usage", "--by", by, "--json").stdout)["lines"]
+        assert sum(line["rows"] for line in listed) == len(rows), (by, listed)
+        assert sum(line["complete"] for line in listed) == sum(row["end"] == "complete" for row in rows), (by, listed)
         assert sum(Decimal(line["cost"]) for line in listed) == cost, (by, listed)
         assert len(listed) == {"model": 2, "provider": 2, "key": 1, "day": len({row["started_at"][:10] for row in rows})}[by], listed
     text = weir.command("usage", "--by", "model", "--csv").stdout
@@ -354,7 +355,7 @@ def test_usage_of_a_mixed_day(world):
     assert len(lines) == 2 and sum(Decimal(line["cost"]) for line in lines) == cost
     assert weir.command("usage", "--by", "model").stdout
     mine = weir.get("/weir/v1/usage?by=model").json
-    assert str(cost) in json.dumps(mine) or sum(Decimal(line["cost"]) for line in next(value for value in mine.values() if isinstance(value, list))) == cost
+    assert sum(Decimal(line["cost"]) for line in mine["lines"]) == cost
     assert p.seen and q.seen
 
 
@@ -453,7 +454,7 @@ class Collector:
             def log_message(self, *_):
                 pass
 
-        self.server = HTTPServer(("127.0.0.1", self.port), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 

@@ -2,8 +2,13 @@
 
 import base64
 import json
+import socket
 import subprocess
 
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
 import httpx
 import pytest
 from client import Client
@@ -11,7 +16,7 @@ from conftest import wait_no_streams
 from provider import SPEECH, Gate, Reply, chat_answer, event, stream, until, whole
 
 HOSTILE = (
-    b'{ "seed" : 18446744073709551615,\t"temperature":1e400,"top_p": 0.10000000000000000000000001, "n":1,\r\n'
+    b'{ "seed" : 18446744073709551615,\t"temperature":1E-7,"top_p": 0.10000000000000000000000001, "n":1,\r\n'
     b' "unknown": {"model": "inner", "a":[1.0,-0,1E5]}, "messages":[{"role":"user","content":"\\u0041\\ud83c\\udf0a\\/ \xe6\xb0\xb4 model"}],'
     b'"dup":1,"dup":2 , "model" : "m", "stop":null,"metadata":{"model":"x"}, "logit_bias":{"50256":-100}}'
 )
@@ -48,13 +53,19 @@ def test_stream_options_are_added_without_touching_the_rest(one):
     one.weir.post("/v1/chat/completions", body).read()
     got = one.openai.last.body
     assert json.loads(got)["stream_options"] == {"include_usage": True}
-    kept = HOSTILE[:-1].replace(b'"model" : "m"', b'"model" : "up-model"')
-    at = got.find(b'"stream_options"')
+    kept = body.replace(b'"model" : "m"', b'"model" : "up-model"')
     # What was added stands in one place; around it every byte is as it was.
-    assert got.startswith(kept) or got.endswith(kept[1:] + b', "stream": true }') or kept[:at] in got
-    without = json.loads(got.replace(b"1e400", b"1"))
-    without.pop("stream_options")
-    assert without == json.loads(body.replace(b"1e400", b"1").replace(b'"model" : "m"', b'"model" : "up-model"'))
+    before = next(at for at in range(len(kept) + 1) if got[: at + 1] != kept[: at + 1])
+    added = got[before : before + len(got) - len(kept)]
+    assert got == kept[:before] + added + kept[before:] and b"stream_options" in added, added
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e-400", "123456789012345678901234567890", "0.1e+0005", "9" * 400])
+def test_numbers_no_machine_type_holds_travel_as_they_came(one, number):
+    body = b'{"model":"m","messages":[],"x":%s}' % number.encode()
+    answer = one.weir.post("/v1/chat/completions", body)
+    assert answer.status == 200, answer.read()
+    assert one.openai.last.body == body.replace(b'"m"', b'"up-model"', 1)
 
 
 @pytest.mark.parametrize("chunks", [1, 3, 1000, 100_000])
@@ -452,18 +463,34 @@ def test_http2_client_that_resets_its_stream_cancels_the_upstream(one):
     from provider import Stall, chat_events
 
     one.openai.queue(stream([*chat_events()[:4], Stall()]))
-    with httpx.Client(http1=False, http2=True, timeout=30) as client:
-        url = f"http://127.0.0.1:{one.weir.port}/v1/chat/completions"
-        headers = {"authorization": f"Bearer {one.weir.default_key['key']}"}
-        with client.stream("POST", url, json={"model": "m", "stream": True, "messages": []}, headers=headers) as answer:
-            request_id = answer.headers["x-request-id"]
-            for _ in answer.iter_raw():
-                break
-        assert one.openai.last.aborted.wait(5)
-        row = one.weir.row(request_id)
-        assert row["end"] == "cancelled"
-        # The connection itself goes on.
-        assert client.get(f"http://127.0.0.1:{one.weir.port}/v1/models", headers=headers).status_code == 200
+    sock = socket.create_connection(("127.0.0.1", one.weir.port), timeout=10)
+    connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+    connection.initiate_connection()
+    key = [("authorization", f"Bearer {one.weir.default_key['key']}")]
+    common = [(":scheme", "http"), (":authority", "localhost"), *key]
+    connection.send_headers(1, [(":method", "POST"), (":path", "/v1/chat/completions"), *common])
+    connection.send_data(1, json.dumps({"model": "m", "stream": True, "messages": []}).encode(), end_stream=True)
+    sock.sendall(connection.data_to_send())
+
+    def until_event(kind):
+        while True:
+            for got in connection.receive_data(sock.recv(65536)):
+                if isinstance(got, kind):
+                    sock.sendall(connection.data_to_send())
+                    return got
+            sock.sendall(connection.data_to_send())
+
+    headers = dict(until_event(h2.events.ResponseReceived).headers)
+    until_event(h2.events.DataReceived)
+    connection.reset_stream(1, h2.errors.ErrorCodes.CANCEL)
+    sock.sendall(connection.data_to_send())
+    assert one.openai.last.aborted.wait(5), "the upstream was not cancelled"
+    assert one.weir.row(headers["x-request-id"])["end"] == "cancelled"
+    # The connection itself goes on.
+    connection.send_headers(3, [(":method", "GET"), (":path", "/v1/models"), *common], end_stream=True)
+    sock.sendall(connection.data_to_send())
+    assert dict(until_event(h2.events.ResponseReceived).headers)[":status"] == "200"
+    sock.close()
 
 
 def test_requests_in_a_row_on_one_connection(one):

@@ -74,7 +74,7 @@ def test_check_prints_every_problem_with_its_place(world):
 
 
 @pytest.mark.parametrize("table,lines,word", [
-    ("listen", 'proxy = ["nowhere"]', "proxy"), ("limits", 'max_body = "64"', "max_body"), ("limits", 'max_body = "2GiB"', "max_body"), ("auth", 'mode = "none"', "mode"),
+    ("listen", 'proxy = ["nowhere"]', "proxy"), ("limits", 'max_body = "64"', "max_body"), ("limits", 'max_body = "2MiB"\nmax_body_in_flight = "1MiB"', "max_body"), ("auth", 'mode = "none"', "mode"),
     ("auth", 'mode = "jwt"', "jwt"), ("store", 'url = "mysql://x"', "url"), ("admin", 'token = "letmein-letmein"', "token"), ("ledger", 'credit = "0"', "credit"),
     ("surprise", "a = 1", "surprise"), ("files", 'routing = "nowhere.toml"', "nowhere.toml"),
 ])  # fmt: skip

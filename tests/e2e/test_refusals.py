@@ -67,6 +67,7 @@ def test_callers_that_are_not_known(one, path):
 
     until(lambda: one.weir.post(path, body_for(path, model), revoked).status == 401, 2, "the revocation")
     good = one.weir.default_key["key"]
+    before = len(one.openai.seen) + len(one.anthropic.seen)
     for headers in (
         [], [("Authorization", "Bearer ")], [("Authorization", "Bearer wk_" + "A" * 43)], [("Authorization", f"Basic {good}")], [("x-api-key", good[:-1])],
         [("Authorization", f"Bearer {good}x")], [("api-key", "")], [("Authorization", f"Bearer {revoked['key']}")], [("Authorization", good)],
@@ -81,7 +82,7 @@ def test_callers_that_are_not_known(one, path):
             else:
                 assert error["type"] == "authentication_error"
             assert "wk_" not in error["message"]
-    assert one.openai.seen == one.anthropic.seen == []
+    assert len(one.openai.seen) + len(one.anthropic.seen) == before
 
 
 @pytest.mark.parametrize("query", ["key={}", "api_key={}", "api-key={}", "access_token={}", "token={}", "a=1&key={}", "KEY={}", "k%65y={}"])
@@ -121,7 +122,7 @@ def test_models_that_are_not_there(world, path):
     else:
         assert error["type"] == "not_found_error"
     long = weir.post(path, body_for(path, "x" * 5000))
-    assert long.status == 404 and len(long.read()) < 2000
+    assert long.status in (400, 404) and len(long.read()) < 2000
 
 
 @pytest.mark.parametrize("path", [OPENAI_PATH, ANTHROPIC_PATH])

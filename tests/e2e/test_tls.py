@@ -131,7 +131,8 @@ def _quietly(serve, plain):
 @pytest.fixture
 def over_http2(world, certificates):
     provider = Http2Provider(certificates)
-    world.table("provider.p", f'kind = "openai"\nbase_url = "https://localhost:{provider.port}/v1"\nca = "{certificates / "ca.pem"}"\nhttp2 = true')
+    # Any secret will do as its key.
+    world.table("provider.p", f'kind = "openai"\nkey = "env:WEIR_ADMIN_TOKEN"\nbase_url = "https://localhost:{provider.port}/v1"\nca = "{certificates / "ca.pem"}"\nhttp2 = true')
     world.model("m", "p").start()
     yield world, provider
     provider.listener.close()
