@@ -164,6 +164,7 @@ class Weir:
     def _ready(self) -> bool:
         assert self.process.poll() is None, f"weir ended with {self.process.returncode}:\n{self.logs()}"
         try:
+            Client(self.port, timeout=5).close()
             return self.admin("GET", "/readyz").status == 200
         except OSError:
             return False

@@ -472,12 +472,14 @@ def test_http2_client_that_resets_its_stream_cancels_the_upstream(one):
     connection.send_data(1, json.dumps({"model": "m", "stream": True, "messages": []}).encode(), end_stream=True)
     sock.sendall(connection.data_to_send())
 
+    came = []
+
     def until_event(kind):
         while True:
-            for got in connection.receive_data(sock.recv(65536)):
-                if isinstance(got, kind):
-                    sock.sendall(connection.data_to_send())
+            while came:
+                if isinstance(got := came.pop(0), kind):
                     return got
+            came.extend(connection.receive_data(sock.recv(65536)))
             sock.sendall(connection.data_to_send())
 
     headers = dict(until_event(h2.events.ResponseReceived).headers)
