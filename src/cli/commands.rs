@@ -78,7 +78,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct Config {
     /// The configuration to use
-    #[arg(long = "config", default_value = DEFAULT_CONFIG, global = true)]
+    #[arg(id = "config", long = "config", default_value = DEFAULT_CONFIG, global = true)]
     path: PathBuf,
 }
 
@@ -136,4 +136,15 @@ pub fn load(path: &Path) -> Result<Settings, Vec<Problem>> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| vec![Problem { file: file.to_string(), line: 1, key: String::new(), what: format!("cannot be read: {error}; name another with --config") }])?;
     weir_toml::parse(&file, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
 }

@@ -68,6 +68,8 @@ impl HttpServerApp for Proxy {
         }
         session.set_keepalive((!self.gateway.drain.is_closing()).then_some(CLIENT_IDLE_SECONDS));
         session.set_pipelining_enabled(true);
+        // What is left of a body is read by `finish`, within bounds.
+        session.set_close_on_response_before_downstream_finish(false);
         let reusable = {
             let _active = self.gateway.drain.begin();
             dispatch(&self.gateway, &mut session).await
