@@ -72,6 +72,46 @@ pub fn open_store(settings: &Settings) -> Result<Store, Failure> {
     })
 }
 
+/// Every address can be had: Pingora would try for half a minute and then fail in a thread of its own.
+fn can_listen(settings: &Settings) -> Result<(), Failure> {
+    for address in settings.listen.proxy.iter().chain([&settings.listen.admin]) {
+        std::net::TcpListener::bind(address).map_err(|error| Failure::Failed(format!("cannot listen on {address}: {error}")))?;
+    }
+    Ok(())
+}
+
+/// What is wrong with files that the configuration names and that are read later: the listeners' certificate, providers'
+/// authorities. Problems say which key names the file.
+pub fn check_files(settings: &Settings, catalog: &crate::engine::catalog::Catalog) -> Vec<String> {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    let mut problems = Vec::new();
+    if let Some(tls) = &settings.listen.tls {
+        let checked = CertificateDer::pem_file_iter(&tls.cert)
+            .and_then(|found| found.collect::<Result<Vec<_>, _>>())
+            .map_err(|error| format!("listen.tls.cert: {}: {error}", tls.cert.display()))
+            .and_then(|chain| Ok((chain, PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| format!("listen.tls.key: {}: {error}", tls.key.display()))?)))
+            .and_then(|(chain, key)| {
+                let provider = Arc::new(rustls::crypto::ring::default_provider());
+                rustls::ServerConfig::builder_with_provider(provider)
+                    .with_safe_default_protocol_versions()
+                    .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+                    .map_err(|error| format!("listen.tls: certificate and key cannot be used together: {error}"))
+            });
+        problems.extend(checked.err());
+    }
+    let mut authorities: Vec<(&str, &str)> = catalog.providers.values().filter_map(|provider| Some((&*provider.name, provider.ca.as_deref()?))).collect();
+    authorities.sort_unstable();
+    for (provider, file) in authorities {
+        let count = CertificateDer::pem_file_iter(file).map(|found| found.filter(Result::is_ok).count());
+        match count {
+            Ok(0) => problems.push(format!("provider.{provider}.ca: {file}: there is no certificate in it")),
+            Err(error) => problems.push(format!("provider.{provider}.ca: {file}: {error}")),
+            Ok(_) => {}
+        }
+    }
+    problems
+}
+
 /// Where the master keys come from; `None`: there is no vault.
 pub fn master_refs(settings: &Settings) -> Option<MasterRefs> {
     settings.vault.master_key.as_ref().map(|current| MasterRefs { current: current.clone(), previous: settings.vault.previous_key.clone() })
@@ -129,6 +169,10 @@ impl App {
             settings,
         });
         gateway.reload(Reload::Always).map_err(problems)?;
+        let wrong = check_files(&gateway.settings, &gateway.catalog.load());
+        if !wrong.is_empty() {
+            return Err(Failure::Failed(wrong.join("\n")));
+        }
         Ok(App { gateway, follower, admin_token })
     }
 
@@ -147,6 +191,9 @@ impl App {
             ..ServerConf::default()
         };
         let opt = Opt { upgrade: listening.upgrade, ..Opt::default() };
+        if !listening.upgrade {
+            can_listen(settings)?;
+        }
         let mut server = Server::new_with_opt_and_conf(opt, conf);
         server.bootstrap();
 

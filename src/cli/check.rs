@@ -15,6 +15,10 @@ pub fn run(config: &Path, out: &mut dyn Write) -> Result<(), Failure> {
         Err(problems) => return Err(app::problems(problems)),
     };
     let catalog = app::load_catalog(&settings).map_err(app::problems)?;
+    let wrong = app::check_files(&settings, &catalog);
+    if !wrong.is_empty() {
+        return Err(Failure::Failed(wrong.join("\n")));
+    }
     let mut references: Vec<(String, &SecretRef)> = catalog
         .providers
         .values()

@@ -8,11 +8,20 @@ use std::sync::Arc;
 /// When to come again while every target serves as many requests as it may: they end by the second.
 const BUSY_RETRY_MS: u64 = 1_000;
 
+/// What the last attempt came to.
+pub struct Failure {
+    /// What the provider said.
+    pub said: UpstreamFailure,
+    /// It was about money.
+    pub is_about_money: bool,
+}
+
 /// The refusal of a plan's no. `model` is what was asked; `failure` is the last attempt's, where there was one.
-pub fn refusal(denied: Denied, model: &str, failure: Option<UpstreamFailure>) -> Refusal {
+pub fn refusal(denied: Denied, model: &str, failure: Option<Failure>) -> Refusal {
     let names = |nearest: Vec<Box<str>>| nearest.into_iter().map(Arc::from).collect();
     let model: Box<str> = model.into();
-    let failure_of = |provider: &Arc<str>| failure.clone().unwrap_or_else(|| UpstreamFailure::new(provider.clone(), None, "", None));
+    let is_about_money = failure.as_ref().is_some_and(|failure| failure.is_about_money);
+    let failure = failure.map(|failure| failure.said);
     match denied {
         Denied::PathClosed { path } => Refusal::PathClosed { path },
         Denied::UnknownModel { asked, nearest } => Refusal::UnknownModel { asked, nearest: names(nearest) },
@@ -32,8 +41,8 @@ pub fn refusal(denied: Denied, model: &str, failure: Option<UpstreamFailure>) ->
         Denied::NoKey { model } => Refusal::NoPayer { model },
         Denied::Busy => Refusal::Overloaded { retry_after_ms: BUSY_RETRY_MS },
         Denied::OwnKeyRefused { provider, status } => {
-            let failure = failure_of(&provider);
-            if status == Some(402) { Refusal::ByokBroke(failure) } else { Refusal::ByokRefused(failure) }
+            let failure = failure.unwrap_or_else(|| UpstreamFailure::new(provider, status, "", None));
+            if is_about_money { Refusal::ByokBroke(failure) } else { Refusal::ByokRefused(failure) }
         }
         Denied::Failed { attempts, retry_after_ms, .. } => match failure {
             Some(last) => Refusal::AttemptsFailed { attempts, last, retry_after_ms },

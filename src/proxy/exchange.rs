@@ -66,7 +66,14 @@ pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
         }
         let prepared = match prepare(gateway, session, head, &admitted, &attempt) {
             Ok(prepared) => prepared,
-            Err(refusal) => return refuse(session, head, admitted.settlement, refusal, &admitted.standings).await,
+            Err(refusal) => {
+                // As a provider's 401 would: the key is to blame, and another target may have one.
+                let outcome = Outcome::Status { code: 401, retry_after_ms: None, error_code: "", message: "" };
+                if matches!(admitted.plan.after(&attempt, &outcome, clock::now_ms()), Verdict::TryNext) {
+                    continue;
+                }
+                return refuse(session, head, admitted.settlement, refusal, &admitted.standings).await;
+            }
         };
         let in_flight = attempt.target.begin();
         let deadline = head.started + prepared.sending_to.timeouts.total;
@@ -124,6 +131,7 @@ pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
                     Verdict::Refuse(no) => {
                         let secret = prepared.key.as_deref().map(|key| key.expose());
                         let failure = UpstreamFailure::new(attempt.target.provider.name.clone(), failed.status(), failed.message(), secret);
+                        let failure = denied::Failure { said: failure, is_about_money: outcome.is_about_money() };
                         let refusal = denied::refusal(no, admitted.peek.model.as_deref().unwrap_or_default(), Some(failure));
                         return refuse(session, head, admitted.settlement, refusal, &admitted.standings).await;
                     }
@@ -141,7 +149,14 @@ pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
 fn prepare(gateway: &Gateway, session: &ServerSession, head: &Head, admitted: &Admitted, attempt: &Attempt) -> Result<Prepared, Refusal> {
     let target = &attempt.target;
     let (key, provider, public_only) = match &attempt.payer {
-        Payer::Platform => (target.provider.key.as_ref().and_then(|reference| gateway.key_ring.platform(reference)), target.provider.clone(), false),
+        Payer::Platform => {
+            let key = match &target.provider.key {
+                None => None,
+                // Configured and not there: never asked without.
+                Some(reference) => Some(gateway.key_ring.platform(reference).ok_or_else(|| Refusal::NoPayer { model: target.model.as_ref().into() })?),
+            };
+            (key, target.provider.clone(), false)
+        }
         Payer::Own(_) => {
             let own = gateway.key_ring.own(&admitted.caller.key.account_id, &target.provider.name).ok_or_else(|| gone(target))?;
             let secret = Some(Arc::new(own.open(head.started_ms).map_err(|_| gone(target))?));
@@ -235,8 +250,11 @@ impl Answering<'_> {
     async fn stream(self, session: &mut ServerSession, streaming: Streaming, settlement: Settlement) -> Relayed {
         const NO: Relayed = Relayed { reusable: false, broken_off: false };
         let Some(mut header) = response_header(&streaming.header, self.head, Some(&self.told), &self.standings) else { return NO };
-        // Framing is this hop's own: what the client gets may be shorter than what the upstream sends.
-        if header.insert_header(http::header::TRANSFER_ENCODING, HeaderValue::from_static("chunked")).is_err() {
+        // Framing is this hop's own: what the client gets may be shorter than what the upstream sends. HTTP/1.0 knows no chunks:
+        // there the end of the connection is the end of the answer.
+        if session.req_header().version == http::Version::HTTP_10 {
+            session.set_keepalive(None);
+        } else if header.insert_header(http::header::TRANSFER_ENCODING, HeaderValue::from_static("chunked")).is_err() {
             return NO;
         }
         if session.write_response_header(Box::new(header)).await.is_err() {
@@ -256,7 +274,9 @@ impl Answering<'_> {
             series: &self.series,
             upgrade_url: self.gateway.upgrade_url.clone(),
         };
-        relay(relaying, streaming, settlement).await
+        let closes = relaying.session.req_header().version == http::Version::HTTP_10;
+        let relayed = relay(relaying, streaming, settlement).await;
+        Relayed { reusable: relayed.reusable && !closes, ..relayed }
     }
 }
 
@@ -314,7 +334,7 @@ async fn return_upstream(session: &mut ServerSession, head: &Head, settlement: S
     };
     let status = answer.header.status.as_u16();
     // A provider that quotes the key it was given does not get it through.
-    if key.is_some_and(|key| memchr::memmem::find(&answer.body, key.expose().as_bytes()).is_some()) {
+    if key.is_some_and(|key| shares_secret(&answer.body, key.expose().as_bytes())) {
         return refuse(session, head, settlement, refusal, standings).await;
     }
     settlement.refuse(End::Failed, status).await;
@@ -323,6 +343,13 @@ async fn return_upstream(session: &mut ServerSession, head: &Head, settlement: S
         return false;
     }
     session.write_response_header(Box::new(header)).await.is_ok() && session.write_response_body(answer.body, true).await.is_ok()
+}
+
+/// Whether a body holds the key or eight characters in a row of its secret part (all but the first and last four, which its
+/// owner is shown).
+fn shares_secret(body: &[u8], key: &[u8]) -> bool {
+    let secret = key.get(4..key.len().saturating_sub(4)).unwrap_or_default();
+    memchr::memmem::find(body, key).is_some() || secret.windows(8).any(|part| memchr::memmem::find(body, part).is_some())
 }
 
 /// Says no to an admitted request.

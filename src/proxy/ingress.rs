@@ -1,7 +1,7 @@
 //! From a request's head to an admitted request: who calls, what is asked, may it, can it be paid.
 
 use super::body::{self, BodyError, Share};
-use super::denied;
+use super::{denied, respond};
 use super::gateway::Gateway;
 use super::settle::{Open, Settlement, Tariff};
 use crate::config::weir_toml::AuthMode;
@@ -41,6 +41,9 @@ const CLIENT_ID_BYTES_MAX: usize = 128;
 const RETRY_MS: u64 = 1_000;
 /// What a query may not carry: credentials end up in every log on the way.
 const CREDENTIAL_PARAMETERS: &[&str] = &["access_token", "api-key", "api_key", "apikey", "authorization", "key", "token"];
+
+/// What a query's values may not begin with, whatever they are called.
+const CREDENTIAL_PREFIXES: &[&str] = &["wk_", "sk-", "gsk_", "AIza", "eyJ"];
 
 /// A request as its head describes it.
 #[derive(Debug, Clone, Copy)]
@@ -122,8 +125,9 @@ pub async fn authenticate(gateway: &Gateway, session: &ServerSession, catalog: &
     let header = session.req_header();
     if let Some(query) = header.uri.query() {
         let carries = query.split('&').any(|pair| {
-            let name = pair.split('=').next().unwrap_or_default();
-            CREDENTIAL_PARAMETERS.iter().any(|denied| name.eq_ignore_ascii_case(denied))
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (name, value) = (respond::percent_decode(name), respond::percent_decode(value));
+            CREDENTIAL_PARAMETERS.iter().any(|denied| name.eq_ignore_ascii_case(denied)) || CREDENTIAL_PREFIXES.iter().any(|prefix| value.starts_with(prefix))
         });
         if carries {
             return Err(Refusal::KeyInQuery);
@@ -232,6 +236,7 @@ pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
         status: 200,
         covered_tokens: reserved.covered_tokens,
         count_at: reserved.covered_tokens,
+        seen_bytes: 0,
         progress_due_ms: head.started_ms + super::settle::PROGRESS_INTERVAL_MS,
     }));
     Ok(Admitted { catalog, caller, body, share, peek, plan, output_cap, standings, settlement })

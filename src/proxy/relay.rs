@@ -137,13 +137,14 @@ async fn finish(
             let failed = cut || meter.error().is_some();
             let (tally, text) = meter.finish();
             settlement.settle(if failed { Ending::Failed } else { Ending::Complete }, Exchanged { tally, text }).await;
-            let client = if cut {
-                relay.end_with(&mut out, &mut joined, &relay.broken("it ended its answer before it was finished")).await
-            } else {
-                write(relay.session, &mut out, &mut joined).await.is_ok() && relay.session.write_response_body(Bytes::new(), true).await.is_ok()
-            };
-            connected.session.set_read_timeout(Some(TRAILER_TIMEOUT));
-            if connected.session.response_done() || matches!(connected.session.read_response_body().await, Ok(None)) {
+            if cut {
+                let refusal = relay.broken("it ended its answer before it was finished");
+                return Relayed { reusable: relay.end_with(&mut out, &mut joined, &refusal).await, broken_off: true };
+            }
+            let taken = write(relay.session, &mut out, &mut joined).await.is_ok();
+            let client = taken && pass_rest(relay.session, &mut connected).await.is_ok();
+            let client = client && relay.session.write_response_body(Bytes::new(), true).await.is_ok();
+            if connected.session.response_done() {
                 relay.upstreams.release(connected).await;
             }
             Relayed { reusable: client, broken_off: failed }
@@ -170,6 +171,19 @@ async fn finish(
             Relayed { reusable: false, broken_off: false }
         }
     }
+}
+
+/// Passes on what comes behind the end mark (the end of its line, a comment) until the upstream closes its framing.
+async fn pass_rest(session: &mut ServerSession, connected: &mut super::upstream::Connected) -> Result<(), ()> {
+    connected.session.set_read_timeout(Some(TRAILER_TIMEOUT));
+    while !connected.session.response_done() {
+        match connected.session.read_response_body().await {
+            Ok(Some(chunk)) => session.write_response_body(chunk, false).await.map_err(drop)?,
+            // An upstream that is slow to close has said everything all the same.
+            Ok(None) | Err(_) => break,
+        }
+    }
+    Ok(())
 }
 
 impl Relay<'_> {

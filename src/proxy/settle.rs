@@ -20,6 +20,8 @@ use std::time::Instant;
 
 /// Output tokens a running stream's reservation is extended by at a time: a few seconds of a fast model.
 pub const EXTEND_TOKENS: u64 = 512;
+/// Bytes a token has in English prose, for estimates that an orderly end replaces by a count.
+const BYTES_PER_TOKEN: u64 = 4;
 /// A stream's progress goes to the journal at most this often.
 pub const PROGRESS_INTERVAL_MS: u64 = 1000;
 
@@ -114,6 +116,8 @@ pub struct Open {
     pub count_at: u64,
     /// When progress is journalled next.
     pub progress_due_ms: u64,
+    /// Bytes of output text seen, for an end that nobody sees coming.
+    pub seen_bytes: u64,
 }
 
 /// What a settled request came to.
@@ -189,11 +193,12 @@ impl Settlement {
 impl Drop for Settlement {
     fn drop(&mut self) {
         if let Some(open) = self.open.take() {
-            // Nothing is known of what the provider generated: the prompt was sent, and is taken as used if an attempt was
-            // under way.
+            // The meter is gone: the prompt was sent, and is taken as used if an attempt was under way; the output is estimated
+            // from the bytes that came.
             let mut tally = Tally::default();
             if open.current.is_some() {
                 tally.usage.set(Bucket::Input, open.prompt_tokens);
+                tally.usage.set(Bucket::Output, open.seen_bytes.div_ceil(BYTES_PER_TOKEN));
                 tally.usage.set(Bucket::Requests, 1);
                 tally.source = Source::Counted;
             }
@@ -248,6 +253,7 @@ impl Open {
     }
 
     fn progress(&mut self, meter: &StreamMeter) {
+        self.seen_bytes = meter.output_at_most();
         let now_ms = clock::now_ms();
         if now_ms < self.progress_due_ms {
             return;
@@ -256,8 +262,8 @@ impl Open {
         let mut tally = Tally::default();
         tally.usage.set(Bucket::Input, self.prompt_tokens);
         tally.usage.set(Bucket::Requests, 1);
-        // Cheap on purpose: four bytes a token. A crash settles by it, an orderly end does not.
-        tally.usage.set(Bucket::Output, meter.output_at_most().div_ceil(4));
+        // Cheap on purpose. A crash settles by it, an orderly end does not.
+        tally.usage.set(Bucket::Output, self.seen_bytes.div_ceil(BYTES_PER_TOKEN));
         let (cost, price_id) = self.cost(&tally);
         let charge = self.tariff.charge(cost, self.is_own_key());
         let outcome = self.outcome(End::Failed, tally.usage, Source::Counted, price_id, cost, charge);

@@ -94,6 +94,10 @@ pub const FORM_WORDS: &[&str] = &[
 pub fn json_body(input: &[u8]) -> String {
     let tree = serde_json::from_slice::<Value>(input);
     let mut said = String::new();
+    if tree.as_ref().is_err_and(|error| error.to_string().starts_with("number out of range")) {
+        // JSON has no largest number (RFC 8259, 6); serde_json's doubles have.
+        return said;
+    }
     for endpoint in Endpoint::ALL.into_iter().filter(|endpoint| !endpoint.is_multipart()) {
         let read = peek::json(endpoint, input);
         assert_eq!(tree.is_err(), matches!(read, Err(BadBody::Json(..))), "serde_json: {tree:?}, peek: {read:?}");

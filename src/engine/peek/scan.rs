@@ -7,9 +7,6 @@ use std::ops::Range;
 /// deeper bodies are refused.
 pub const DEPTH_MAX: usize = 127;
 
-/// The longest number read without asking the float parser whether it is finite: below 10³⁰⁰ it always is.
-const SURELY_FINITE_DIGITS: usize = 300;
-
 /// A string's place between its quotes, and its length in bytes once unescaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Text {
@@ -125,37 +122,31 @@ impl<'a> Scanner<'a> {
 
     /// A number.
     pub fn number(&mut self) -> Result<(), BadBody> {
-        let start = self.at;
-        if self.body[start] == b'-' {
+        if self.body[self.at] == b'-' {
             self.at += 1;
         }
         match self.body.get(self.at) {
             Some(b'0') => self.at += 1,
             _ => self.some_digits()?,
         }
-        if matches!(self.body.get(self.at), Some(b'.' | b'e' | b'E')) || self.at - start > SURELY_FINITE_DIGITS {
-            return self.fraction(start);
+        if matches!(self.body.get(self.at), Some(b'.' | b'e' | b'E')) {
+            return self.fraction();
         }
         Ok(())
     }
 
-    /// The rest of a number that is not a short integer.
-    fn fraction(&mut self, start: usize) -> Result<(), BadBody> {
-        let mut is_large = self.at - start > SURELY_FINITE_DIGITS;
+    /// The rest of a number that is not an integer. How large it is, is nobody's business here: it travels as it came.
+    fn fraction(&mut self) -> Result<(), BadBody> {
         if self.body.get(self.at) == Some(&b'.') {
             self.at += 1;
             self.some_digits()?;
         }
         if let Some(b'e' | b'E') = self.body.get(self.at) {
-            is_large = true;
             self.at += 1;
             if let Some(b'+' | b'-') = self.body.get(self.at) {
                 self.at += 1;
             }
             self.some_digits()?;
-        }
-        if is_large && !is_finite(&self.body[start..self.at]) {
-            return Err(BadBody::Json(start, "a number in the range of a double"));
         }
         Ok(())
     }
@@ -309,11 +300,6 @@ impl<'a> Scanner<'a> {
         self.at += digits;
         if digits == 0 { self.fail("a digit") } else { Ok(()) }
     }
-}
-
-/// A number is finite as a double.
-fn is_finite(number: &[u8]) -> bool {
-    std::str::from_utf8(number).is_ok_and(|text| text.parse::<f64>().is_ok_and(f64::is_finite))
 }
 
 /// Words without anything special before a run is taken for a long one.

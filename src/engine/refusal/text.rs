@@ -106,6 +106,9 @@ fn caller(refusal: &Refusal, f: &mut Formatter<'_>) -> fmt::Result {
         }
         Refusal::ByokMissing { model, providers } => {
             write!(f, "X-Weir-Byok asks for your own provider key, and you have none for the model '{}'.", asked(model))?;
+            if providers.is_empty() {
+                return f.write_str(" Add one with POST /weir/v1/keys, or leave the header out.");
+            }
             offer(f, " Add one with POST /weir/v1/keys for ", providers)
         }
         Refusal::ByokRefused(failure) => {

@@ -22,6 +22,10 @@ fn is_json_error(result: &Result<Peek, BadBody>) -> bool {
 fn agree(body: &[u8]) {
     let ours = json(Endpoint::ChatCompletions, body);
     let theirs = serde_json::from_slice::<Value>(body);
+    if theirs.as_ref().is_err_and(|error| error.to_string().starts_with("number out of range")) {
+        // JSON has no largest number (RFC 8259, 6); serde_json's doubles have.
+        return;
+    }
     assert_eq!(is_json_error(&ours), theirs.is_err(), "{:?}\nours: {ours:?}\ntheirs: {theirs:?}", String::from_utf8_lossy(body));
     if let (Ok(peek), Ok(value)) = (&ours, &theirs) {
         assert_eq!(peek.model.as_deref(), value["model"].as_str());
