@@ -78,18 +78,8 @@ pub fn json(out: &mut dyn Write, value: &impl serde::Serialize) -> Result<(), Fa
 
 /// A moment as RFC 3339 in UTC, to the second.
 pub fn utc(ms: u64) -> String {
-    let seconds = ms / 1000;
-    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
-    // Days since 0000-03-01, so that a leap day is the last of its year; then years by 400-year eras (146,097 days each).
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", of_day / 3600, of_day / 60 % 60, of_day % 60)
+    let exact = crate::store::calendar::rfc3339(ms);
+    format!("{}Z", &exact[..exact.len().saturating_sub(".000Z".len())])
 }
 
 /// Who runs the command, for the audit log.

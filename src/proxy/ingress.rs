@@ -199,7 +199,7 @@ pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
     let estimated_tokens = prompt_tokens.saturating_add(output_tokens.min(peek.max_output.unwrap_or(0)));
     let limits = limit::admit_all(limiters.iter(), head.started_ms, estimated_tokens)
         .map_err(|limited| refused(rate_limited(limited)))?;
-    let standings = limiters.iter().fold(Standings::default(), |sum, limiter| sum.with(limiter.standings(head.started_ms)));
+    let standings = standings(&limiters, head.started_ms);
 
     let tariff = tariff(gateway, &caller, &plan);
     let priced = Priced { plan: &plan, prompt_tokens, output_tokens, stream: peek.stream, tariff };
@@ -309,6 +309,15 @@ fn estimate(model: &str, peek: &Peek) -> u64 {
 fn most_output(peek: &Peek, plan: &Plan) -> u64 {
     let most = plan.upcoming().map(|attempt| attempt.output_at_most.unwrap_or(UNSTATED_OUTPUT_TOKENS)).max().unwrap_or(UNSTATED_OUTPUT_TOKENS);
     most.saturating_mul(peek.choices.max(1))
+}
+
+/// Where a caller stands, for the rate-limit headers of an answer or a refusal.
+pub fn standing(gateway: &Gateway, caller: &Caller, now_ms: u64) -> Standings {
+    standings(&limiters(gateway, caller), now_ms)
+}
+
+fn standings(limiters: &[Arc<Limiter>], now_ms: u64) -> Standings {
+    limiters.iter().fold(Standings::default(), |sum, limiter| sum.with(limiter.standings(now_ms)))
 }
 
 /// The limiters of key and tier; the tier's apply to each account.

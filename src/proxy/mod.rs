@@ -130,14 +130,16 @@ async fn inference(gateway: &Arc<Gateway>, session: &mut ServerSession, endpoint
         Err(Stopped::Refused(refusal, caller)) => {
             gateway.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
             gateway.metrics.request(&gateway.metrics.of_none(), endpoint, refusal.status());
+            let mut standings = Standings::default();
             if let Some(caller) = caller {
+                standings = ingress::standing(gateway, &caller, head.started_ms);
                 let outcome = Outcome { status: refusal.status(), end: End::Refused, duration_ms: head.started.elapsed().as_millis() as u64, ..Outcome::default() };
                 // A refusal costs nothing; when even its row finds no room the answer is the same.
                 if let Ok(closed) = gateway.ledger.record(ingress::refused_facts(&head, &caller), outcome) {
                     closed.safe().await;
                 }
             }
-            exchange::write_refusal(session, Some(&head), endpoint.dialect(), &refusal, &Standings::default()).await
+            exchange::write_refusal(session, Some(&head), endpoint.dialect(), &refusal, &standings).await
         }
     }
 }
