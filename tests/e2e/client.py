@@ -19,7 +19,7 @@ class Client:
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
-        self.buffer = b""
+        self.buffer = bytearray()
 
     def __enter__(self):
         return self
@@ -79,15 +79,18 @@ class Client:
     def _until(self, mark: bytes) -> bytes:
         while mark not in self.buffer:
             if not self._more():
-                raise Incomplete(f"the connection was closed after {self.buffer[:200]!r}")
-        taken, self.buffer = self.buffer.split(mark, 1)
+                raise Incomplete(f"the connection was closed after {bytes(self.buffer[:200])!r}")
+        at = self.buffer.index(mark)
+        taken = bytes(self.buffer[:at])
+        del self.buffer[: at + len(mark)]
         return taken
 
     def _exactly(self, count: int) -> bytes:
         while len(self.buffer) < count:
             if not self._more():
                 raise Incomplete("the connection was closed in the middle of the body")
-        taken, self.buffer = self.buffer[:count], self.buffer[count:]
+        taken = bytes(self.buffer[:count])
+        del self.buffer[:count]
         return taken
 
     def is_closed_by_server(self, timeout: float = 5.0) -> bool:
@@ -109,7 +112,7 @@ class Answer:
         self.chunked = "chunked" in (self.header("transfer-encoding") or "").lower()
         length = self.header("content-length")
         self.left = int(length) if length is not None else None
-        self.received = b""
+        self.received = bytearray()
         self.ended = False
 
     def header(self, name: str) -> Optional[str]:
@@ -138,7 +141,7 @@ class Answer:
             if not self.client.buffer and not self.client._more():
                 self.ended = True
                 return b""
-            data, self.client.buffer = self.client.buffer, b""
+            data = self.client._exactly(len(self.client.buffer))
         self.received += data
         return data
 
@@ -147,20 +150,20 @@ class Answer:
         while text not in self.received:
             if not self.some() and self.ended:
                 raise AssertionError(f"{text!r} never came: {self.received[-500:]!r}")
-        return self.received
+        return bytes(self.received)
 
     def read(self) -> bytes:
         """The whole body."""
         while not self.ended:
             self.some()
-        return self.received
+        return bytes(self.received)
 
     def read_to_break(self) -> bytes:
         """The body up to where it breaks off or ends."""
         try:
             return self.read()
         except (Incomplete, ConnectionError):
-            return self.received
+            return bytes(self.received)
 
     @property
     def json(self):

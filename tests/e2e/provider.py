@@ -447,6 +447,7 @@ def completion_events(words=WORDS, usage=USAGE, model="up-model") -> list:
     """A legacy completion's stream."""
     common = {"id": "cmpl-1", "object": "text_completion", "created": 1760000000, "model": model}
     events = [{**common, "choices": [{"index": 0, "text": word, "logprobs": None, "finish_reason": None}]} for word in words]
+    events.append({**common, "choices": [{"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}]})
     if usage is not None:
         events.append({**common, "choices": [], "usage": usage})
     return [event(one) for one in events] + [event("[DONE]")]

@@ -151,13 +151,13 @@ def test_ten_thousand_models_load_under_traffic(one):
 
 
 def test_sigterm_lets_a_running_stream_end_and_refuses_new_requests(one):
-    gate, steps = Gate(), chat_events()
-    one.openai.queue(stream([*steps[:3], gate, *steps[3:]]))
     from client import Client
 
     kept = Client(one.weir.port)
     headers = [("Authorization", f"Bearer {one.weir.default_key['key']}"), ("Content-Type", "application/json")]
     kept.ask("POST", "/v1/chat/completions", b'{"model":"m","messages":[]}', headers).read()
+    gate, steps = Gate(), chat_events()
+    one.openai.queue(stream([*steps[:3], gate, *steps[3:]]))
     running = one.weir.chat(stream=True, stream_options={"include_usage": True})
     running.until(steps[2])
     one.weir.signal(signal.SIGTERM)
