@@ -11,6 +11,7 @@ use crate::proxy::Proxy;
 use crate::proxy::body::InFlight;
 use crate::proxy::gateway::{Drain, Gateway, Limiters, Reload, Reloads};
 use crate::proxy::upstream::Upstreams;
+use crate::store::audit::Actor;
 use crate::store::callers::{CallerKey, CallerKeys};
 use crate::store::follow::{Follower, Mirror};
 use crate::store::ledger::{self, Ledger};
@@ -259,14 +260,14 @@ impl BackgroundService for Keeper {
         let mut hangup = signal(SignalKind::hangup()).ok();
         let mut watch = tokio::time::interval(WATCH_INTERVAL);
         loop {
-            let how = tokio::select! {
+            let (when, who) = tokio::select! {
                 _ = shutdown.changed() => return,
-                _ = watch.tick() => Reload::IfChanged,
-                _ = async { match hangup.as_mut() { Some(hangup) => { hangup.recv().await; } None => std::future::pending().await } } => Reload::Always,
+                _ = watch.tick() => (Reload::IfChanged, "file"),
+                _ = async { match hangup.as_mut() { Some(hangup) => { hangup.recv().await; } None => std::future::pending().await } } => (Reload::Always, "signal"),
             };
             let gateway = gateway.clone();
             // Problems are logged and counted where they are found.
-            let _ = tokio::task::spawn_blocking(move || gateway.reload(how)).await;
+            let _ = tokio::task::spawn_blocking(move || gateway.reload_for(when, Actor { who, from: "local" })).await;
         }
     }
 }

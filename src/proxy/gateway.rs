@@ -12,6 +12,7 @@ use crate::engine::limit::{Limiter, Limits};
 use crate::engine::route::Class;
 use crate::store::Store;
 use crate::store::accounts::Accounts;
+use crate::store::audit::{self, Actor};
 use crate::store::callers::{CallerKey, CallerKeys};
 use crate::store::ledger::{Facts, Ledger, Outcome};
 use crate::store::vault::ring::KeyRing;
@@ -162,14 +163,30 @@ impl Limiters {
 }
 
 impl Gateway {
-    /// Loads the hot files again if `always`, or if they changed since they were last looked at. A set with a problem changes
-    /// nothing. Returns the problems. Blocking (file reads, parsing); not for a worker.
-    pub fn reload(&self, always: Reload) -> Result<(), Vec<Problem>> {
+    /// [`Gateway::reload`], and a record in the audit log when there was something to load. Blocking.
+    pub fn reload_for(&self, when: Reload, actor: Actor<'_>) -> Result<Reloaded, Vec<Problem>> {
+        let result = self.reload(when);
+        let told = match &result {
+            Ok(Reloaded::Unchanged) => return result,
+            Ok(Reloaded::Loaded) => "ok",
+            // What is wrong is in the log, with its lines.
+            Err(_) => "rejected",
+        };
+        let generation = format!("generation {}", self.reloads.lock().generation);
+        if let Err(error) = self.store.write(|tx| audit::record(tx, actor, "config.reload", &generation, told, clock::now_ms())) {
+            log_lines::event(Severity::Error, "a reload could not be recorded", &error.to_string());
+        }
+        result
+    }
+
+    /// Loads the hot files again, now or if they changed since they were last looked at. A set with a problem changes nothing.
+    /// Returns the problems. Blocking (file reads, parsing); not for a worker.
+    pub fn reload(&self, when: Reload) -> Result<Reloaded, Vec<Problem>> {
         // One reload at a time, and none of them on a request's path.
         let mut reloads = self.reloads.lock();
         let seen = self.files.fingerprint();
-        if always == Reload::IfChanged && reloads.seen == seen {
-            return Ok(());
+        if when == Reload::IfChanged && reloads.seen == seen {
+            return Ok(Reloaded::Unchanged);
         }
         reloads.seen = seen;
         match self.files.load() {
@@ -186,7 +203,7 @@ impl Gateway {
                 self.metrics.config_reloads.with_label_values(&["ok"]).inc();
                 self.metrics.config_loaded.set(reloads.loaded_ms as f64 / 1000.0);
                 log_lines::event(Severity::Info, "configuration loaded", &self.files.routing.to_string_lossy());
-                Ok(())
+                Ok(Reloaded::Loaded)
             }
             Err(problems) => {
                 self.metrics.config_reloads.with_label_values(&["rejected"]).inc();
@@ -270,4 +287,13 @@ pub enum Reload {
     Always,
     /// If a file changed.
     IfChanged,
+}
+
+/// What a reload that found no problem did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reloaded {
+    /// There is a new snapshot.
+    Loaded,
+    /// The files are those that were seen last.
+    Unchanged,
 }

@@ -34,7 +34,7 @@ pub const PAGE_MAX: usize = 1000;
 /// Who does something, and from where.
 #[derive(Debug, Clone, Copy)]
 pub struct Actor<'a> {
-    /// `cli:USER`, `admin`, `key:ID`, `file` (a reload after an edit).
+    /// `cli:USER`, `admin`, `key:ID`, `file` (a reload after an edit), `signal` (a reload by SIGHUP).
     pub who: &'a str,
     /// `local` or a peer's address.
     pub from: &'a str,
