@@ -45,6 +45,8 @@ pub struct Metrics {
     pub config_reloads: IntCounterVec,
     /// When the snapshot in use was loaded.
     pub config_loaded: Gauge,
+    /// The files as they are now do not check (1): an older snapshot is in use.
+    pub config_rejected: IntGauge,
     /// Rows not yet in the store.
     pub ledger_pending: IntGauge,
     /// The journal cannot be written (1): admission has stopped.
@@ -140,6 +142,7 @@ impl Metrics {
             provider_state,
             config_reloads: counters("weir_config_reloads_total", "Reloads of routing and prices by result", &["result"])?,
             config_loaded: seconds("weir_config_loaded_timestamp_seconds", "When the snapshot in use was loaded")?,
+            config_rejected: gauge("weir_config_rejected", "1: the files as they are now do not check, an older snapshot is in use")?,
             ledger_pending: gauge("weir_ledger_pending", "Rows in the journal that the store does not have yet")?,
             ledger_stuck: gauge("weir_ledger_stuck", "1: the journal cannot be written and admission has stopped")?,
             export_pending: gauge("weir_export_pending", "Rows waiting for export")?,
