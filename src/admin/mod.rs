@@ -2,6 +2,8 @@
 //! reach.
 
 mod api;
+mod console;
+mod views;
 
 use crate::proxy::gateway::Gateway;
 use crate::proxy::{finish, respond};
@@ -60,19 +62,30 @@ impl Admin {
             }
             "/livez" if is_get => respond::text(session, 200, "text/plain", "ok\n".into(), None).await,
             "/readyz" if is_get => self.ready(session).await,
-            "/" if is_get => respond::text(session, 200, "text/html; charset=utf-8", include_bytes!("console.html").as_slice().into(), None).await,
-            "/admin/v1/openapi.json" if is_get => respond::text(session, 200, "application/json", include_bytes!("openapi.json").as_slice().into(), None).await,
+            "/" if is_get => console::serve(session).await,
+            "/admin/v1/openapi.json" if is_get => {
+                respond::text(session, 200, "application/json", include_bytes!("openapi.json").as_slice().into(), None).await
+            }
             path if path.starts_with("/admin/v1/") => match &self.token {
                 Some(token) if self.is_authorised(session, token) => api::serve(&self.gateway, session).await,
                 Some(_) => respond::json(session, 401, &error("Send the admin token as 'Authorization: Bearer TOKEN'."), None).await,
-                None => respond::json(session, 403, &error("The admin API is shut: set [admin] token in weir.toml to a reference (env:NAME or file:PATH)."), None).await,
+                None => {
+                    respond::json(
+                        session,
+                        403,
+                        &error("The admin API is shut: set [admin] token in weir.toml to a reference (env:NAME or file:PATH)."),
+                        None,
+                    )
+                    .await
+                }
             },
             _ => respond::json(session, 404, &error("There is no such page here."), None).await,
         }
     }
 
     fn is_authorised(&self, session: &ServerSession, token: &crate::store::secret::Secret) -> bool {
-        crate::proxy::ingress::credential(&session.req_header().headers).is_some_and(|presented| same(token.expose().as_bytes(), presented.as_bytes()))
+        crate::proxy::ingress::credential(&session.req_header().headers)
+            .is_some_and(|presented| same(token.expose().as_bytes(), presented.as_bytes()))
     }
 
     /// Ready: takes requests and can account for them.
@@ -81,7 +94,8 @@ impl Admin {
         let health = gateway.ledger.health();
         let is_ready = !gateway.drain.is_draining() && !health.stuck;
         let status = if is_ready { 200 } else { 503 };
-        let verbose = session.req_header().uri.query().is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some("verbose")));
+        let verbose =
+            session.req_header().uri.query().is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some("verbose")));
         if !verbose {
             return respond::text(session, status, "text/plain", if is_ready { "ok\n".into() } else { "not ready\n".into() }, None).await;
         }
@@ -123,7 +137,6 @@ fn config(gateway: &Gateway) -> Value {
 fn providers(gateway: &Gateway) -> Value {
     let catalog = gateway.catalog.load();
     let now_ms = clock::now_ms();
-    let state = |gauge: u8| ["cooling", "probing", "healthy"].get(usize::from(gauge)).copied().unwrap_or("unknown");
     let mut list: Vec<Value> = catalog
         .providers
         .values()
@@ -134,14 +147,10 @@ fn providers(gateway: &Gateway) -> Value {
                 .flat_map(|model| model.targets.iter())
                 .filter(|target| Arc::ptr_eq(&target.provider, provider))
                 .filter(|target| target.state.first_event.median_us(now_ms).is_some() || target.state.gauge(now_ms) != 2)
-                .map(|target| {
-                    let ms = |us: Option<u64>| us.map(|us| us / 1000);
-                    json!({"model": &*target.model, "upstream_model": &*target.upstream_model, "state": state(target.state.gauge(now_ms)), "in_flight": target.state.in_flight(),
-                           "median_first_event_ms": ms(target.state.first_event.median_us(now_ms)), "p95_first_event_ms": ms(target.state.first_event.p95_us(now_ms))})
-                })
+                .map(|target| views::target(target, now_ms))
                 .collect();
             targets.sort_by_key(|target| target["model"].as_str().map(str::to_string));
-            json!({"name": &*provider.name, "kind": provider.kind.name(), "state": state(provider.state.gauge(now_ms)), "in_flight": provider.state.in_flight(), "targets": targets})
+            json!({"name": &*provider.name, "kind": provider.kind.name(), "state": views::state(provider.state.gauge(now_ms)), "in_flight": provider.state.in_flight(), "targets": targets})
         })
         .collect();
     list.sort_by_key(|provider| provider["name"].as_str().map(str::to_string));
@@ -152,6 +161,7 @@ fn providers(gateway: &Gateway) -> Value {
 fn refresh_gauges(gateway: &Gateway) {
     let (metrics, health, now_ms) = (&gateway.metrics, gateway.ledger.health(), clock::now_ms());
     metrics.body_bytes_in_flight.set(gateway.bodies.held() as i64);
+    metrics.config_rejected.set(i64::from(!gateway.reloads.lock().problems.is_empty()));
     metrics.ledger_pending.set(health.pending as i64);
     metrics.ledger_stuck.set(i64::from(health.stuck));
     metrics.export_pending.set(gateway.exports.pending.load(Ordering::Relaxed) as i64);

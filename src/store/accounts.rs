@@ -112,6 +112,13 @@ pub fn standing(connection: &Connection, account: &str, month: MonthIndex) -> st
     Ok(Standing { balance: known.balance(), used_this_month: Credits(known.months[0].1) })
 }
 
+/// Ids of the accounts that were granted or charged anything, in order, behind `after`, `limit` of them.
+pub fn ids(connection: &Connection, after: &str, limit: usize) -> store::Result<Vec<String>> {
+    let mut ids = connection.prepare_cached("SELECT id FROM accounts WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+    let ids = ids.query_map(params![after, i64::try_from(limit).unwrap_or(i64::MAX)], |row| row.get(0))?;
+    Ok(ids.collect::<rusqlite::Result<_>>()?)
+}
+
 /// Recomputes every balance and month from grants and rows; the differences, as text. Reads the whole ledger: for tests and
 /// after a disaster. Meaningful while retention has not deleted rows.
 pub fn verify(connection: &Connection) -> store::Result<Vec<String>> {
