@@ -193,6 +193,11 @@ impl StreamMeter {
         self.events
     }
 
+    /// What has gone out ends with an event, so that a comment may follow. Never in a body that is no event stream.
+    pub fn is_between_events(&self) -> bool {
+        self.framing == Framing::Events && !self.partly_out
+    }
+
     /// The error event seen, if any.
     pub fn error(&self) -> Option<&UpstreamError> {
         self.reading.error.as_ref()

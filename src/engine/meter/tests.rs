@@ -58,6 +58,41 @@ fn run<'a>(watch: Watch, chunks: impl Iterator<Item = &'a [u8]>) -> Result {
     }
 }
 
+/// A comment put in wherever the meter says that one may follow changes no event.
+fn check_comments(fixture: &Fixture, strip_usage: bool, line_end: &str) {
+    let Fixture { before, cut, after, .. } = fixture;
+    let stream = format!("{before}{cut}{after}").replace('\n', line_end);
+    let watch = watch(fixture.endpoint, fixture.kind, strip_usage);
+    let expected = run(watch, [stream.as_bytes()].into_iter());
+    let mut comments = 0;
+    for size in [1, 2, 7, 50] {
+        let (mut meter, mut out) = (StreamMeter::new(watch), Vec::new());
+        for chunk in stream.as_bytes().chunks(size) {
+            meter.feed(Bytes::copy_from_slice(chunk), &mut out);
+            if meter.is_between_events() {
+                comments += 1;
+                out.push(Bytes::from_static(b": heartbeat\n\n"));
+            }
+        }
+        meter.flush(&mut out);
+        // The client reads what it got; nothing more is to be left out.
+        let commented = run(Watch { strip_usage: false, ..watch }, [&out.concat()[..]].into_iter());
+        let plain = run(Watch { strip_usage: false, ..watch }, [expected.forwarded.as_bytes()].into_iter());
+        assert_eq!(Result { forwarded: String::new(), ..commented }, Result { forwarded: String::new(), ..plain }, "{}", fixture.name);
+    }
+    assert!(comments as u64 >= fixture.events, "{}: {comments} places for {} events", fixture.name, fixture.events);
+}
+
+#[test]
+fn comments_fit_between_events() {
+    for fixture in FIXTURES {
+        for line_end in ["\n", "\r\n", "\r"] {
+            check_comments(fixture, false, line_end);
+            check_comments(fixture, true, line_end);
+        }
+    }
+}
+
 fn check(fixture: &Fixture, strip_usage: bool, line_end: &str) {
     let Fixture { before, cut, after, .. } = fixture;
     let spelled = |text: String| text.replace('\n', line_end);

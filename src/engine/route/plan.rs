@@ -151,6 +151,18 @@ impl Plan {
         }
     }
 
+    /// How failures are counted: what [`Attempt::broke_off`] needs when the plan itself is long gone.
+    pub fn retry(&self) -> Retry {
+        self.retry
+    }
+
+    /// An attempt that was not made after all, because its target serves as many requests as it may: it does not count, and
+    /// the target is not asked again.
+    pub fn pass_over(&mut self, attempt: &Attempt, now_ms: u64) {
+        attempt.settle(&Outcome::Cancelled, Class::Cancelled, now_ms, &self.retry);
+        self.made = self.made.saturating_sub(1);
+    }
+
     /// [`Plan::next`] has another attempt.
     pub fn has_next(&self) -> bool {
         self.left != 0 && self.made < self.most
@@ -223,6 +235,11 @@ impl Attempt {
             output_at_most: candidate.cap.at_most,
             context_window: candidate.facts.context_window,
         }
+    }
+
+    /// Its answer broke off after it had committed: the same as [`Plan::after`] with that outcome.
+    pub fn broke_off(&self, now_ms: u64, retry: &Retry) {
+        self.settle(&Outcome::BrokenOff, Class::BrokenOff, now_ms, retry);
     }
 
     /// Takes a measured time from request written to first event.

@@ -154,6 +154,20 @@ fn in_flight_is_counted_and_bounded() {
 }
 
 #[test]
+fn a_full_target_is_passed_over_without_counting() {
+    let mut world = World::default();
+    world.catalog.retry.max_attempts = 2;
+    world.provider("a", |provider| provider.max_concurrent = Some(1)).model("m", &["a", "b", "c"], |_| {});
+    let mut plan = world.plan(&asks("m").with(|asker| asker.draw = 0), T0).unwrap();
+    let first = plan.next(T0).unwrap();
+    plan.pass_over(&first, T0);
+    assert_eq!((plan.attempts(), plan.has_next()), (0, true));
+    let others: Vec<_> = std::iter::from_fn(|| plan.next(T0)).map(|attempt| attempt.target.provider.name.clone()).collect();
+    assert_eq!((others.len(), plan.attempts()), (2, 2));
+    assert!(!others.contains(&first.target.provider.name));
+}
+
+#[test]
 fn hedging_waits_for_the_usual_p95() {
     let check = |hedge: bool, measured: u64, targets: &[&str], expected: Option<u64>| {
         let mut world = World::default();
