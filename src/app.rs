@@ -9,7 +9,10 @@ use crate::config::weir_toml::{Settings, StoreUrl};
 use crate::engine::catalog::SecretRef;
 use crate::proxy::Proxy;
 use crate::proxy::body::InFlight;
+use crate::proxy::client_ids::ClientIds;
 use crate::proxy::gateway::{Drain, Gateway, Limiters, Reload, Reloads};
+use crate::proxy::idempotency::Answers;
+use crate::proxy::queue::Queue;
 use crate::proxy::upstream::Upstreams;
 use crate::store::audit::Actor;
 use crate::store::callers::{CallerKey, CallerKeys};
@@ -161,6 +164,9 @@ impl App {
             accounts,
             limiters: Limiters::default(),
             upstreams: Arc::new(Upstreams::new()),
+            queue: Queue::new(settings.limits.max_streams),
+            client_ids: ClientIds::default(),
+            answers: settings.idempotency.map(Answers::new),
             bodies: InFlight::new(settings.limits.max_body_in_flight_bytes),
             metrics,
             drain: Drain::default(),

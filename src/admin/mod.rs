@@ -160,6 +160,8 @@ fn providers(gateway: &Gateway) -> Value {
 /// Gauges are read when they are asked for.
 fn refresh_gauges(gateway: &Gateway) {
     let (metrics, health, now_ms) = (&gateway.metrics, gateway.ledger.health(), clock::now_ms());
+    metrics.requests_in_service.set(i64::from(gateway.queue.in_service()));
+    metrics.requests_queued.set(gateway.queue.waiting() as i64);
     metrics.body_bytes_in_flight.set(gateway.bodies.held() as i64);
     metrics.config_rejected.set(i64::from(!gateway.reloads.lock().problems.is_empty()));
     metrics.ledger_pending.set(health.pending as i64);

@@ -24,15 +24,15 @@ pub const WHOLE_ANSWER_BYTES_MAX: usize = 64 << 20;
 const PREAMBLE_BYTES_MAX: usize = 64 << 10;
 
 /// Everything an attempt sends.
-pub struct Sending<'a> {
+pub struct Sending {
     /// Where to.
-    pub provider: &'a Arc<Provider>,
+    pub provider: Arc<Provider>,
     /// The base URL is the caller's: only public addresses.
     pub public_only: bool,
     /// The request header, credentials in place.
     pub header: Box<RequestHeader>,
     /// The body in order.
-    pub body: &'a [Bytes],
+    pub body: Vec<Bytes>,
     /// How to read the answer.
     pub watch: Watch,
     /// The client asked for a stream.
@@ -146,10 +146,10 @@ impl Failed {
 }
 
 /// Makes one attempt. Cancel-safe: dropped, it closes the upstream connection, which cancels the work there.
-pub async fn attempt(upstreams: &Arc<Upstreams>, sending: Sending<'_>) -> Result<Committed, Failed> {
+pub async fn attempt(upstreams: &Arc<Upstreams>, sending: Sending) -> Result<Committed, Failed> {
     let mut header = Some(sending.header.clone());
     loop {
-        let connected = upstreams.connect(sending.provider, sending.public_only).await.map_err(|error| Failed::new(connect_outcome(&error)))?;
+        let connected = upstreams.connect(&sending.provider, sending.public_only).await.map_err(|error| Failed::new(connect_outcome(&error)))?;
         let fresh = !connected.reused;
         match exchange(upstreams, connected, header.take().unwrap_or_else(|| sending.header.clone()), &sending).await {
             // The provider closed an idle connection just as we used it: nothing was processed, so try on a fresh one.
@@ -184,7 +184,7 @@ fn read_outcome(error: &pingora_error::Error, phase: TimeoutPhase) -> What {
     if *error.etype() == ErrorType::ReadTimedout || *error.etype() == ErrorType::WriteTimedout { What::Timeout(phase) } else { What::Reset }
 }
 
-async fn exchange(upstreams: &Arc<Upstreams>, mut connected: Connected, header: Box<RequestHeader>, sending: &Sending<'_>) -> Result<Committed, Broken> {
+async fn exchange(upstreams: &Arc<Upstreams>, mut connected: Connected, header: Box<RequestHeader>, sending: &Sending) -> Result<Committed, Broken> {
     let timeouts = &sending.provider.timeouts;
     let first_event_by = Instant::now() + timeouts.first_event;
     let session = &mut connected.session;
@@ -234,7 +234,7 @@ fn is_event_stream(header: &ResponseHeader) -> bool {
 }
 
 /// Reads an upstream's refusal.
-async fn refused(upstreams: &Arc<Upstreams>, mut connected: Connected, header: ResponseHeader, sending: &Sending<'_>) -> Failed {
+async fn refused(upstreams: &Arc<Upstreams>, mut connected: Connected, header: ResponseHeader, sending: &Sending) -> Failed {
     let mut body = BytesMut::new();
     connected.session.set_read_timeout(Some(sending.provider.timeouts.between_events.min(remaining(sending.deadline))));
     let complete = loop {
@@ -267,7 +267,7 @@ pub fn retry_after_ms(header: &ResponseHeader, now_ms: u64) -> Option<u64> {
 }
 
 /// Waits for the first event.
-async fn first_event(mut connected: Connected, header: ResponseHeader, sending: &Sending<'_>, limit: Instant) -> Result<Committed, Broken> {
+async fn first_event(mut connected: Connected, header: ResponseHeader, sending: &Sending, limit: Instant) -> Result<Committed, Broken> {
     let mut meter = StreamMeter::new(sending.watch);
     let mut first = Vec::with_capacity(4);
     let mut held = 0;
@@ -297,7 +297,7 @@ async fn first_event(mut connected: Connected, header: ResponseHeader, sending: 
 }
 
 /// Reads a whole answer.
-async fn whole(upstreams: &Arc<Upstreams>, mut connected: Connected, header: ResponseHeader, sending: &Sending<'_>) -> Result<Committed, Broken> {
+async fn whole(upstreams: &Arc<Upstreams>, mut connected: Connected, header: ResponseHeader, sending: &Sending) -> Result<Committed, Broken> {
     let content_type = content_type(&header);
     let is_binary = content_type.starts_with("audio/") || content_type.starts_with("application/octet-stream");
     let declared = header.headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<usize>().ok());

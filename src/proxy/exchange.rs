@@ -1,13 +1,16 @@
 //! The one loop: attempts by the plan until one commits, then its answer to the client, then the account.
 
-use super::attempt::{self, Committed, Failed, Sending, Streaming, Whole};
+use super::attempt::{self, Committed, Failed, Streaming, Whole};
 use super::denied;
 use super::gateway::Gateway;
 use super::headers::{self, Outbound};
+use super::idempotency::Keeping;
 use super::ingress::{Admitted, Head};
+use super::queue::Place;
+use super::race::{Raced, Serving, Try};
 use super::relay::{Relay, Relayed, relay};
 use super::respond;
-use super::settle::{Current, Ending, Exchanged, Settlement};
+use super::settle::{Ending, Exchanged, Settlement};
 use crate::engine::catalog::{BaseUrl, Provider, Target};
 use crate::engine::health::InFlight;
 use crate::engine::limit::Standings;
@@ -16,14 +19,14 @@ use crate::engine::money::Usd;
 use crate::engine::peek::{self, Edits};
 use crate::engine::provider::spec;
 use crate::engine::refusal::{Refusal, UpstreamFailure};
-use crate::engine::route::{Attempt, Outcome, Payer, Verdict};
-use crate::engine::tokens;
+use crate::engine::route::{Attempt, Payer, Verdict};
+use crate::engine::tokens::{self, Family};
 use crate::store::ledger::End;
 use crate::store::secret::Secret;
 use crate::telemetry::clock;
 use crate::telemetry::metrics::Series;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
 use std::sync::Arc;
@@ -32,121 +35,129 @@ use std::time::Instant;
 /// The headers that tell the client what happened.
 #[derive(Clone)]
 pub struct Told {
-    target: Arc<Target>,
-    own_key: bool,
-    was_fallback: bool,
-    attempts: u32,
+    /// The target.
+    pub target: Arc<Target>,
+    /// With the caller's own key.
+    pub own_key: bool,
+    /// Not the first choice.
+    pub was_fallback: bool,
+    /// Attempts made, this one included.
+    pub attempts: u32,
 }
 
 /// An attempt that is prepared: everything but the connection.
-struct Prepared {
-    sending_to: Arc<Provider>,
-    public_only: bool,
-    header: Box<pingora_http::RequestHeader>,
-    body: Vec<Bytes>,
-    watch: Watch,
-    key: Option<Arc<Secret>>,
+pub struct Prepared {
+    /// The provider, with the caller's own base URL where its key has one.
+    pub sending_to: Arc<Provider>,
+    /// That base URL is the caller's: only public addresses.
+    pub public_only: bool,
+    /// The request header, credentials in place.
+    pub header: Box<pingora_http::RequestHeader>,
+    /// The body in order.
+    pub body: Vec<Bytes>,
+    /// How to read the answer.
+    pub watch: Watch,
+    /// The key in the header.
+    pub key: Option<Arc<Secret>>,
 }
 
 /// Serves an admitted request. Returns whether the client's connection may be used again.
-pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &Head, mut admitted: Admitted) -> bool {
-    let mut attempts = 0;
+pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &Head, admitted: Box<Admitted>) -> bool {
+    let mut serving = Serving { gateway, head, admitted, opened: false, passed_over: false };
     loop {
-        let now_ms = clock::now_ms();
-        let Some(attempt) = admitted.plan.next(now_ms) else {
-            // The verdict before said so, and a plan begins with at least one attempt.
-            return refuse(session, head, admitted.settlement, Refusal::Internal, &admitted.standings).await;
+        let (next, sending) = match serving.next(session) {
+            Ok(next) => next,
+            Err(refusal) => return serving.refuse(session, refusal).await,
         };
-        attempts += 1;
-        let told = Told { target: attempt.target.clone(), own_key: matches!(attempt.payer, Payer::Own(_)), was_fallback: attempt.is_fallback || attempts > 1, attempts };
-        let series = gateway.metrics.of_target(&attempt.target);
-        if let Some(open) = admitted.settlement.open() {
-            open.current = Some(Current { target: told.target.clone(), own_key: told.own_key, attempts, was_fallback: told.was_fallback });
-            open.series = Some(series.clone());
-        }
-        let prepared = match prepare(gateway, session, head, &admitted, &attempt) {
-            Ok(prepared) => prepared,
-            Err(refusal) => {
-                // As a provider's 401 would: the key is to blame, and another target may have one.
-                let outcome = Outcome::Status { code: 401, retry_after_ms: None, error_code: "", message: "" };
-                if matches!(admitted.plan.after(&attempt, &outcome, clock::now_ms()), Verdict::TryNext) {
-                    continue;
-                }
-                return refuse(session, head, admitted.settlement, refusal, &admitted.standings).await;
-            }
-        };
-        let in_flight = attempt.target.begin();
-        let deadline = head.started + prepared.sending_to.timeouts.total;
-        let asked_at = Instant::now();
-        let sending = Sending {
-            provider: &prepared.sending_to,
-            public_only: prepared.public_only,
-            header: prepared.header,
-            body: &prepared.body,
-            watch: prepared.watch,
-            stream: admitted.peek.stream,
-            deadline,
-        };
-        let result = tokio::select! {
-            biased;
-            result = attempt::attempt(&gateway.upstreams, sending) => result,
-            _ = session.read_body_or_idle(true) => {
-                admitted.plan.after(&attempt, &Outcome::Cancelled, clock::now_ms());
-                gateway.metrics.attempts.with_label_values(&[&attempt.target.provider.name, "cancelled"]).inc();
-                cancel(admitted.settlement, &prepared.watch).await;
+        match serving.race(session, next, sending).await {
+            Raced::Won(winner, committed) => return serving.answer(session, *winner, committed).await,
+            Raced::Gone(family) => {
+                cancel(serving.admitted.settlement, family).await;
                 return false;
             }
-        };
-        let waited = asked_at.elapsed();
-        match result {
-            Ok(committed) => {
-                let now_ms = clock::now_ms();
-                attempt.record_first_event(now_ms, waited.as_micros() as u64);
-                admitted.plan.after(&attempt, &Outcome::Ok, now_ms);
-                gateway.metrics.attempts.with_label_values(&[&attempt.target.provider.name, "ok"]).inc();
-                let total = head.started.elapsed();
-                series.first_event.observe(total.as_secs_f64());
-                series.overhead.observe(total.saturating_sub(waited).as_secs_f64());
-                if let Some(open) = admitted.settlement.open() {
-                    open.first_event_ms = Some(total.as_millis() as u64);
-                }
-                let answering = Answering { gateway, head, told, standings: admitted.standings, deadline, series, in_flight };
-                // The body is not needed any more: its memory and its share go back before a long stream begins.
-                drop((prepared.body, admitted.body, admitted.share));
-                let answered = answering.answer(session, committed, admitted.settlement).await;
-                if answered.broken_off {
-                    admitted.plan.after(&attempt, &Outcome::BrokenOff, clock::now_ms());
-                    gateway.metrics.attempts.with_label_values(&[&attempt.target.provider.name, "broken_off"]).inc();
-                }
-                return answered.reusable;
+            Raced::Lost(_, _, Verdict::TryNext) => {}
+            Raced::Lost(last, failed, Verdict::Refuse(no)) => {
+                let secret = last.key.as_deref().map(|key| key.expose());
+                let said = UpstreamFailure::new(last.told.target.provider.name.clone(), failed.status(), failed.message(), secret);
+                let failure = denied::Failure { said, is_about_money: failed.outcome().is_about_money() };
+                let refusal = denied::refusal(no, serving.admitted.peek.model.as_deref().unwrap_or_default(), Some(failure));
+                return serving.refuse(session, refusal).await;
             }
-            Err(failed) => {
-                let outcome = failed.outcome();
-                let class = outcome.class();
-                gateway.metrics.attempts.with_label_values(&[&attempt.target.provider.name, class.name()]).inc();
-                let verdict = admitted.plan.after(&attempt, &outcome, clock::now_ms());
-                gateway.log_attempt(head.id.as_str(), &attempt.target, class, failed.status());
-                match verdict {
-                    Verdict::TryNext => {}
-                    Verdict::Refuse(no) => {
-                        let secret = prepared.key.as_deref().map(|key| key.expose());
-                        let failure = UpstreamFailure::new(attempt.target.provider.name.clone(), failed.status(), failed.message(), secret);
-                        let failure = denied::Failure { said: failure, is_about_money: outcome.is_about_money() };
-                        let refusal = denied::refusal(no, admitted.peek.model.as_deref().unwrap_or_default(), Some(failure));
-                        return refuse(session, head, admitted.settlement, refusal, &admitted.standings).await;
-                    }
-                    // The others do not follow a failure before the first event.
-                    Verdict::ReturnUpstream | Verdict::Committed | Verdict::EndStream | Verdict::Drop => {
-                        return return_upstream(session, head, admitted.settlement, failed, &told, &admitted.standings, prepared.key.as_deref()).await;
-                    }
-                }
+            // The others do not follow a failure before the first event.
+            Raced::Lost(last, failed, Verdict::ReturnUpstream | Verdict::Committed | Verdict::EndStream | Verdict::Drop) => {
+                return serving.return_upstream(session, failed, &last.told, last.key.as_deref()).await;
             }
         }
     }
 }
 
+impl Serving<'_> {
+    /// Answers with what the winner sends.
+    async fn answer(self, session: &mut ServerSession, winner: Try, committed: Committed) -> bool {
+        let Serving { gateway, head, admitted, opened, .. } = self;
+        let Try { attempt, told, series, in_flight, deadline, .. } = winner;
+        let retry = admitted.plan.retry();
+        let (standings, settlement, keeping, _place) = for_the_answer(admitted);
+        let answering = Answering { gateway, head, told, standings, deadline, series, in_flight, opened, keeping };
+        let answered = answering.answer(session, committed, settlement).await;
+        if answered.broken_off {
+            attempt.broke_off(clock::now_ms(), &retry);
+            gateway.metrics.attempts.with_label_values(&[&attempt.target.provider.name, "broken_off"]).inc();
+        }
+        answered.reusable
+    }
+
+    /// Passes an upstream's refusal on as it came: the caller is to blame and should see why.
+    async fn return_upstream(self, session: &mut ServerSession, failed: Failed, told: &Told, key: Option<&Secret>) -> bool {
+        let failure = UpstreamFailure::new(told.target.provider.name.clone(), failed.status(), failed.message(), key.map(|key| key.expose()));
+        let refusal = Refusal::AttemptsFailed { attempts: told.attempts, last: failure, retry_after_ms: None };
+        let Some(answer) = failed.answer.filter(|answer| !answer.body.is_empty() && !self.opened) else {
+            return self.refuse(session, refusal).await;
+        };
+        let status = answer.header.status.as_u16();
+        // A provider that quotes the key it was given does not get it through.
+        if key.is_some_and(|key| memchr::memmem::find(&answer.body, key.expose().as_bytes()).is_some()) {
+            return self.refuse(session, refusal).await;
+        }
+        let (standings, settlement, keeping, _place) = for_the_answer(self.admitted);
+        settlement.refuse(End::Failed, status).await;
+        drop(keeping);
+        let Some(mut header) = response_header(&answer.header, self.head, Some(told), &standings) else { return false };
+        if header.insert_header(CONTENT_LENGTH, HeaderValue::from(answer.body.len())).is_err() {
+            return false;
+        }
+        session.write_response_header(Box::new(header)).await.is_ok() && session.write_response_body(answer.body, true).await.is_ok()
+    }
+
+    /// Says no to an admitted request. What is opened already ends with an error event.
+    async fn refuse(self, session: &mut ServerSession, refusal: Refusal) -> bool {
+        self.gateway.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
+        let (standings, settlement, keeping, _place) = for_the_answer(self.admitted);
+        settlement.refuse(End::Failed, refusal.status()).await;
+        // Sent again, it runs anew, at once.
+        drop(keeping);
+        if self.opened {
+            return end_opened(session, self.head, &refusal).await;
+        }
+        write_refusal(session, Some(self.head), self.head.endpoint.dialect(), &refusal, &standings).await
+    }
+}
+
+/// What an answer needs of a request. The rest (the body with its share of the memory, the plan) goes before a long stream begins.
+fn for_the_answer(admitted: Box<Admitted>) -> (Standings, Settlement, Option<Keeping>, Place) {
+    let Admitted { standings, settlement, keeping, place, .. } = *admitted;
+    (standings, settlement, keeping, place)
+}
+
+/// Ends a stream that was opened before anybody answered, without its normal end mark.
+async fn end_opened(session: &mut ServerSession, head: &Head, refusal: &Refusal) -> bool {
+    let mut event = String::new();
+    refusal.write_event(head.endpoint, &mut event);
+    session.write_response_body(event.into(), true).await.is_ok()
+}
+
 /// Puts the key, the path, the model's name and the edits of one attempt together.
-fn prepare(gateway: &Gateway, session: &ServerSession, head: &Head, admitted: &Admitted, attempt: &Attempt) -> Result<Prepared, Refusal> {
+pub fn prepare(gateway: &Gateway, session: &ServerSession, head: &Head, admitted: &Admitted, attempt: &Attempt) -> Result<Prepared, Refusal> {
     let target = &attempt.target;
     let (key, provider, public_only) = match &attempt.payer {
         Payer::Platform => {
@@ -207,11 +218,11 @@ fn gone(target: &Target) -> Refusal {
 }
 
 /// The client left while a target was being asked: the prompt has been sent, so it is taken as used.
-async fn cancel(mut settlement: Settlement, watch: &Watch) {
+async fn cancel(mut settlement: Settlement, family: Family) {
     if let Some(open) = settlement.open() {
         open.status = 499;
     }
-    settlement.settle(Ending::Cancelled, Exchanged::nothing(watch.family)).await;
+    settlement.settle(Ending::Cancelled, Exchanged::nothing(family)).await;
 }
 
 /// What answering needs.
@@ -224,11 +235,16 @@ struct Answering<'a> {
     series: Arc<Series>,
     /// The target's count of requests under way, until the answer's end.
     in_flight: InFlight,
+    /// The client has its header and some comments already.
+    opened: bool,
+    /// Keeps the answer to be given again.
+    keeping: Option<Keeping>,
 }
 
 impl Answering<'_> {
     async fn answer(self, session: &mut ServerSession, committed: Committed, settlement: Settlement) -> Relayed {
         match committed {
+            Committed::Whole(whole) if self.opened => self.not_streamed(session, *whole, settlement).await,
             Committed::Whole(whole) => Relayed { reusable: self.whole(session, *whole, settlement).await, broken_off: false },
             Committed::Stream(streaming) | Committed::Opaque(streaming) => self.stream(session, *streaming, settlement).await,
         }
@@ -244,20 +260,38 @@ impl Answering<'_> {
         if length.is_err() || !put_cost(&mut header, settled.cost) {
             return false;
         }
+        // Before it is written: it is paid, so a client that loses it on the way gets it by asking again.
+        if let Some(mut keeping) = self.keeping {
+            keeping.head(&header);
+            keeping.body(&body);
+            keeping.complete(clock::now_ms());
+        }
         session.write_response_header(Box::new(header)).await.is_ok() && session.write_response_body(body, true).await.is_ok()
     }
 
-    async fn stream(self, session: &mut ServerSession, streaming: Streaming, settlement: Settlement) -> Relayed {
+    /// A stream was opened for the client and the target answered without one: there is no place for that answer.
+    async fn not_streamed(self, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> Relayed {
+        let Whole { tally, text, .. } = whole;
+        settlement.settle(Ending::Failed, Exchanged { tally, text }).await;
+        let provider = self.told.target.provider.name.clone();
+        let refusal = Refusal::StreamBroken(UpstreamFailure::new(provider, None, "it answered without streaming", None));
+        Relayed { reusable: end_opened(session, self.head, &refusal).await, broken_off: true }
+    }
+
+    async fn stream(mut self, session: &mut ServerSession, streaming: Streaming, settlement: Settlement) -> Relayed {
         const NO: Relayed = Relayed { reusable: false, broken_off: false };
         let Some(mut header) = response_header(&streaming.header, self.head, Some(&self.told), &self.standings) else { return NO };
         // Framing is this hop's own: what the client gets may be shorter than what the upstream sends. HTTP/1.0 knows no chunks:
         // there the end of the connection is the end of the answer.
         if session.req_header().version == http::Version::HTTP_10 {
             session.set_keepalive(None);
-        } else if header.insert_header(http::header::TRANSFER_ENCODING, HeaderValue::from_static("chunked")).is_err() {
+        } else if header.insert_header(TRANSFER_ENCODING, HeaderValue::from_static("chunked")).is_err() {
             return NO;
         }
-        if session.write_response_header(Box::new(header)).await.is_err() {
+        if let Some(keeping) = &mut self.keeping {
+            keeping.head(&header);
+        }
+        if !self.opened && session.write_response_header(Box::new(header)).await.is_err() {
             let upstream = attempt::abandon(self.gateway.upstreams.clone(), streaming.connected, streaming.meter, self.told.target.provider.on_disconnect, self.deadline).await;
             let (tally, text) = upstream.finish();
             settlement.settle(Ending::Cancelled, Exchanged { tally, text }).await;
@@ -273,6 +307,7 @@ impl Answering<'_> {
             deadline: self.deadline,
             series: &self.series,
             upgrade_url: self.gateway.upgrade_url.clone(),
+            keeping: self.keeping,
         };
         let closes = relaying.session.req_header().version == http::Version::HTTP_10;
         let relayed = relay(relaying, streaming, settlement).await;
@@ -298,11 +333,24 @@ fn response_header(upstream: &ResponseHeader, head: &Head, told: Option<&Told>, 
     Some(header)
 }
 
+/// The header of a stream that is opened before anybody answers.
+pub fn opening_header(head: &Head, standings: &Standings) -> Option<ResponseHeader> {
+    let mut header = ResponseHeader::build_no_case(200, Some(8)).ok()?;
+    header.insert_header(CONTENT_TYPE, HeaderValue::from_static("text/event-stream")).ok()?;
+    header.insert_header(CACHE_CONTROL, HeaderValue::from_static("no-cache")).ok()?;
+    header.insert_header(TRANSFER_ENCODING, HeaderValue::from_static("chunked")).ok()?;
+    for (name, value) in weirs_own(head, None, standings) {
+        header.insert_header(name, value).ok()?;
+    }
+    Some(header)
+}
+
 /// weir's own response headers.
 pub fn weirs_own(head: &Head, told: Option<&Told>, standings: &Standings) -> Vec<(HeaderName, HeaderValue)> {
     let mut out = Vec::with_capacity(12);
     if let Ok(value) = HeaderValue::from_str(head.id.as_str()) {
-        out.push((headers::X_REQUEST_ID, value));
+        out.push((headers::X_REQUEST_ID, head.client_id.clone().unwrap_or_else(|| value.clone())));
+        out.push((headers::X_WEIR_REQUEST_ID, value));
     }
     if let Some(told) = told {
         let flag = |is: bool| HeaderValue::from_static(if is { "true" } else { "false" });
@@ -323,42 +371,6 @@ pub fn weirs_own(head: &Head, told: Option<&Told>, standings: &Standings) -> Vec
 
 fn put_cost(header: &mut ResponseHeader, cost: Usd) -> bool {
     HeaderValue::from_str(&cost.to_string()).is_ok_and(|value| header.insert_header(headers::X_COST_INCURRED, value).is_ok())
-}
-
-/// Passes an upstream's refusal on as it came: the caller is to blame and should see why.
-async fn return_upstream(session: &mut ServerSession, head: &Head, settlement: Settlement, failed: Failed, told: &Told, standings: &Standings, key: Option<&Secret>) -> bool {
-    let failure = UpstreamFailure::new(told.target.provider.name.clone(), failed.status(), failed.message(), key.map(|key| key.expose()));
-    let refusal = Refusal::AttemptsFailed { attempts: told.attempts, last: failure, retry_after_ms: None };
-    let Some(answer) = failed.answer.filter(|answer| !answer.body.is_empty()) else {
-        return refuse(session, head, settlement, refusal, standings).await;
-    };
-    let status = answer.header.status.as_u16();
-    // A provider that quotes the key it was given does not get it through.
-    if key.is_some_and(|key| shares_secret(&answer.body, key.expose().as_bytes())) {
-        return refuse(session, head, settlement, refusal, standings).await;
-    }
-    settlement.refuse(End::Failed, status).await;
-    let Some(mut header) = response_header(&answer.header, head, Some(told), standings) else { return false };
-    if header.insert_header(CONTENT_LENGTH, HeaderValue::from(answer.body.len())).is_err() {
-        return false;
-    }
-    session.write_response_header(Box::new(header)).await.is_ok() && session.write_response_body(answer.body, true).await.is_ok()
-}
-
-/// Whether a body holds the key or eight characters in a row of its secret part (all but the first and last four, which its
-/// owner is shown).
-fn shares_secret(body: &[u8], key: &[u8]) -> bool {
-    let secret = key.get(4..key.len().saturating_sub(4)).unwrap_or_default();
-    memchr::memmem::find(body, key).is_some() || secret.windows(8).any(|part| memchr::memmem::find(body, part).is_some())
-}
-
-/// Says no to an admitted request.
-async fn refuse(session: &mut ServerSession, head: &Head, mut settlement: Settlement, refusal: Refusal, standings: &Standings) -> bool {
-    if let Some(open) = settlement.open() {
-        open.gateway.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
-    }
-    settlement.refuse(End::Failed, refusal.status()).await;
-    write_refusal(session, Some(head), head.endpoint.dialect(), &refusal, standings).await
 }
 
 /// Writes a refusal in the dialect of the path.

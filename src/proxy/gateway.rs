@@ -1,6 +1,10 @@
 //! What all requests share.
 
 use super::body::InFlight;
+use super::client_ids::ClientIds;
+use super::idempotency::Answers;
+use super::queue::Queue;
+use super::settle::Tried;
 use super::upstream::Upstreams;
 use crate::config::load::{Files, Fingerprint};
 use crate::config::problem::Problem;
@@ -51,6 +55,12 @@ pub struct Gateway {
     pub limiters: Limiters,
     /// Connections to providers.
     pub upstreams: Arc<Upstreams>,
+    /// Requests in service, and who waits.
+    pub queue: Arc<Queue>,
+    /// Clients' own names of their requests.
+    pub client_ids: ClientIds,
+    /// Answers by `Idempotency-Key`; `None`: none are kept.
+    pub answers: Option<Arc<Answers>>,
     /// All request bodies together.
     pub bodies: Arc<InFlight>,
     /// Prometheus.
@@ -247,8 +257,20 @@ impl Gateway {
         });
     }
 
+    /// What a request that was answered from an earlier one leaves in the log.
+    pub fn log_replay(&self, request_id: &str, caller: &CallerKey, endpoint: Endpoint, status: u16) {
+        log_lines::line(|out| {
+            let _ = write!(out, "{{\"time\":\"{}\",\"level\":\"info\",\"event\":\"replay\",\"request_id\":\"{request_id}\",\"path\":\"{}\",\"status\":{status}", clock::rfc3339(clock::now_ms()), endpoint.path());
+            for (name, value) in [("key_id", &*caller.id), ("account", &*caller.account_id)] {
+                let _ = write!(out, ",\"{name}\":");
+                log_lines::string(out, value);
+            }
+            out.push(b'}');
+        });
+    }
+
     /// The line a request leaves in the log: what happened, never what was said.
-    pub fn log_request(&self, facts: &Facts, outcome: &Outcome, endpoint: Endpoint) {
+    pub fn log_request<'a>(&self, facts: &Facts, outcome: &Outcome, endpoint: Endpoint, tried: impl Iterator<Item = &'a Tried>) {
         log_lines::line(|out| {
             let text = |out: &mut Vec<u8>, name: &str, value: &str| {
                 let _ = write!(out, ",\"{name}\":");
@@ -263,10 +285,9 @@ impl Gateway {
             text(out, "provider", outcome.provider.as_deref().unwrap_or(""));
             let _ = write!(
                 out,
-                ",\"status\":{},\"end\":\"{}\",\"attempts\":{},\"byok\":{},\"input_tokens\":{},\"output_tokens\":{},\"usage\":\"{}\",\"cost\":\"{}\",\"charge\":\"{}\",\"first_event_ms\":{},\"duration_ms\":{}}}",
+                ",\"status\":{},\"end\":\"{}\",\"byok\":{},\"input_tokens\":{},\"output_tokens\":{},\"usage\":\"{}\",\"cost\":\"{}\",\"charge\":\"{}\",\"first_event_ms\":{},\"duration_ms\":{},\"attempts\":[",
                 outcome.status,
                 outcome.end.name(),
-                outcome.attempts,
                 outcome.byok,
                 outcome.usage.input_tokens(),
                 outcome.usage.output_tokens(),
@@ -276,6 +297,13 @@ impl Gateway {
                 outcome.first_event_ms.map_or(-1, |ms| ms as i64),
                 outcome.duration_ms,
             );
+            for (at, one) in tried.enumerate() {
+                let _ = write!(out, "{}{{\"class\":\"{}\",\"status\":{}", if at > 0 { "," } else { "" }, one.class.name(), one.status.unwrap_or(0));
+                text(out, "provider", &one.target.provider.name);
+                text(out, "model", &one.target.upstream_model);
+                out.push(b'}');
+            }
+            out.extend_from_slice(b"]}");
         });
     }
 }

@@ -4,8 +4,10 @@ use crate::engine::provider::{Auth, Spec};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-/// The caller's request id, and weir's on the way back.
+/// The request's id: the caller's if it sent one, else weir's.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// weir's own id of the request, whatever the caller calls it.
+pub const X_WEIR_REQUEST_ID: HeaderName = HeaderName::from_static("x-weir-request-id");
 /// The name of the provider that answered.
 pub const X_PROVIDER_USED: HeaderName = HeaderName::from_static("x-provider-used");
 /// The provider's name of the model that answered.

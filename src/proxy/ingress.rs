@@ -3,7 +3,9 @@
 use super::body::{self, BodyError, Share};
 use super::{denied, respond};
 use super::gateway::Gateway;
-use super::settle::{Open, Settlement, Tariff};
+use super::idempotency::{self, Asked, Begun, Keeping, Kept};
+use super::queue::{Place, Weight};
+use super::settle::{Open, Settlement, Stage, Tariff};
 use crate::config::weir_toml::AuthMode;
 use crate::engine::budget::{MonthIndex, Reservation, ShortBy, Terms};
 use crate::engine::catalog::{Catalog, TargetPrice, Tier};
@@ -20,7 +22,7 @@ use crate::store::callers::{CallerKey, Denied};
 use crate::store::ledger::{Facts, LedgerFull};
 use crate::telemetry::clock;
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use pingora_core::protocols::http::ServerSession;
 use std::sync::Arc;
 use std::time::Instant;
@@ -46,10 +48,12 @@ const CREDENTIAL_PARAMETERS: &[&str] = &["access_token", "api-key", "api_key", "
 const CREDENTIAL_PREFIXES: &[&str] = &["wk_", "sk-", "gsk_", "AIza", "eyJ"];
 
 /// A request as its head describes it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Head {
     /// weir's id: the row's.
     pub id: IdText,
+    /// What the client calls it.
+    pub client_id: Option<HeaderValue>,
     /// When the head was read.
     pub started: Instant,
     /// The same by the calendar.
@@ -87,12 +91,18 @@ pub struct Admitted {
     pub standings: Standings,
     /// The account to settle.
     pub settlement: Settlement,
+    /// Keeps the answer, when the client sent an idempotency key.
+    pub keeping: Option<Keeping>,
+    /// Its place among the requests in service.
+    pub place: Place,
 }
 
 /// Why a request is not admitted.
 pub enum Stopped {
     /// Say no.
     Refused(Box<Refusal>, Option<Caller>),
+    /// It was answered before: give that answer again.
+    Answered(Box<Kept>, Caller),
     /// The client went away.
     Gone,
 }
@@ -105,9 +115,9 @@ impl From<Refusal> for Stopped {
 
 impl Head {
     /// A request whose head was just read.
-    pub fn new(endpoint: Endpoint) -> Head {
+    pub fn new(endpoint: Endpoint, headers: &HeaderMap) -> Head {
         let started_ms = clock::now_ms();
-        Head { id: RequestId::new(started_ms, rand::random()).text(), started: Instant::now(), started_ms, endpoint }
+        Head { id: RequestId::new(started_ms, rand::random()).text(), client_id: client_id(headers).cloned(), started: Instant::now(), started_ms, endpoint }
     }
 }
 
@@ -175,13 +185,15 @@ fn with_tier(catalog: &Catalog, key: Arc<CallerKey>) -> Result<Caller, Refusal> 
 }
 
 /// Reads, checks and reserves. What it takes from limits and balances is given back when the admitted request ends.
-pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &Head) -> Result<Admitted, Stopped> {
+pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &Head) -> Result<Box<Admitted>, Stopped> {
     let catalog = gateway.catalog.load_full();
     let caller = authenticate(gateway, session, &catalog, head.started_ms).await?;
     let refused = |refusal: Refusal| Stopped::Refused(Box::new(refusal), Some(caller.clone()));
-    if gateway.metrics.streams_active.get() >= gateway.settings.limits.max_streams.into() {
-        return Err(refused(Refusal::Overloaded { retry_after_ms: RETRY_MS }));
+    if let Some(client_id) = &head.client_id {
+        gateway.client_ids.note(&caller.key.account_id, client_id.as_bytes(), head.id);
     }
+    let weight = Weight::of_rank(caller.tier.as_ref().map_or(0, |tier| tier.rank));
+    let place = gateway.queue.enter(&caller.key.account_id, weight).await.map_err(|_| refused(Refusal::Overloaded { retry_after_ms: RETRY_MS }))?;
     let max_body = gateway.settings.limits.max_body_bytes;
     let (body, share) = match body::read(session, max_body, &gateway.bodies).await {
         Ok(read) => read,
@@ -192,6 +204,13 @@ pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
     };
     let peek = read_body(session, head.endpoint, &body).map_err(refused)?;
     let headers = &session.req_header().headers;
+    let keeping = match begun(gateway, &caller, headers, head, &body).map_err(refused)? {
+        None => None,
+        Some(Begun::First(keeping)) => Some(keeping),
+        Some(Begun::Again(kept)) => return Err(Stopped::Answered(kept, caller)),
+        Some(Begun::Conflict(what, first)) => return Err(refused(Refusal::Conflict { what, request_id: first.as_str().into() })),
+        Some(Begun::Full) => return Err(refused(Refusal::Overloaded { retry_after_ms: RETRY_MS })),
+    };
     let (plan, prompt_tokens) = plan(gateway, &catalog, &caller, headers, head, &peek).map_err(refused)?;
 
     let limiters = limiters(gateway, &caller);
@@ -231,6 +250,9 @@ pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
         endpoint: head.endpoint,
         started: head.started,
         current: None,
+        beside: None,
+        tried: Vec::new(),
+        stage: Stage::Idle,
         series: None,
         first_event_ms: None,
         status: 200,
@@ -239,7 +261,17 @@ pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
         seen_bytes: 0,
         progress_due_ms: head.started_ms + super::settle::PROGRESS_INTERVAL_MS,
     }));
-    Ok(Admitted { catalog, caller, body, share, peek, plan, output_cap, standings, settlement })
+    Ok(Box::new(Admitted { catalog, caller, body, share, peek, plan, output_cap, standings, settlement, keeping, place }))
+}
+
+/// What the request's idempotency key means; `None`: it has none, or none are kept.
+fn begun(gateway: &Gateway, caller: &Caller, headers: &HeaderMap, head: &Head, body: &[u8]) -> Result<Option<Begun>, Refusal> {
+    let (Some(answers), Some(key)) = (&gateway.answers, headers.get("idempotency-key")) else { return Ok(None) };
+    if key.is_empty() || key.len() > idempotency::KEY_BYTES_MAX {
+        return Err(Refusal::BadHeader { name: "Idempotency-Key", expected: "1 to 255 characters" });
+    }
+    let asked = Asked { account: &caller.key.account_id, key_id: &caller.key.id, idempotency_key: key.as_bytes(), endpoint: head.endpoint, body };
+    Ok(Some(answers.begin(asked, head.id, head.started_ms)))
 }
 
 fn read_body(session: &ServerSession, endpoint: Endpoint, body: &Bytes) -> Result<Peek, Refusal> {
@@ -431,7 +463,7 @@ pub fn refused_facts(head: &Head, caller: &Caller) -> Facts {
 }
 
 /// The id a client gave its request, when it can be sent back as it came.
-pub fn client_id(headers: &HeaderMap) -> Option<&http::HeaderValue> {
+pub fn client_id(headers: &HeaderMap) -> Option<&HeaderValue> {
     headers.get("x-request-id").filter(|value| {
         let bytes = value.as_bytes();
         !bytes.is_empty() && bytes.len() <= CLIENT_ID_BYTES_MAX && bytes.iter().all(|byte| byte.is_ascii_graphic())

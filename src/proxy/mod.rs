@@ -8,14 +8,18 @@
 
 pub mod attempt;
 pub mod body;
+pub mod client_ids;
 pub mod denied;
 pub mod exchange;
 pub mod gateway;
 pub mod headers;
+pub mod idempotency;
 pub mod ingress;
 pub mod models;
 pub mod own;
 pub mod probe;
+pub mod queue;
+pub mod race;
 pub mod relay;
 pub mod respond;
 pub mod settle;
@@ -123,10 +127,15 @@ async fn refuse(gateway: &Gateway, session: &mut ServerSession, dialect: Dialect
 }
 
 async fn inference(gateway: &Arc<Gateway>, session: &mut ServerSession, endpoint: Endpoint) -> bool {
-    let head = Head::new(endpoint);
+    let head = Head::new(endpoint, &session.req_header().headers);
     match ingress::admit(gateway, session, &head).await {
         Ok(admitted) => exchange::serve(gateway, session, &head, admitted).await,
         Err(Stopped::Gone) => false,
+        Err(Stopped::Answered(kept, caller)) => {
+            gateway.metrics.request(&gateway.metrics.of_none(), endpoint, kept.status);
+            gateway.log_replay(head.id.as_str(), &caller.key, endpoint, kept.status);
+            idempotency::replay(session, *kept).await
+        }
         Err(Stopped::Refused(refusal, caller)) => {
             gateway.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
             gateway.metrics.request(&gateway.metrics.of_none(), endpoint, refusal.status());

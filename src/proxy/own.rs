@@ -136,11 +136,16 @@ async fn used(gateway: &Gateway, session: &ServerSession, caller: &Caller, now_m
     report.map_err(plain).and_then(|report| serde_json::to_value(report).map(|value| (200, value)).map_err(|_| Refusal::Internal))
 }
 
-/// The row of one of the caller's requests: of its account, by weir's id.
+/// The row of one of the caller's requests: of its account, by weir's id, or by the id the caller gave it lately.
 async fn request(gateway: &Gateway, caller: &Caller, id: &str) -> Answer {
-    let (id, account) = (id.to_string(), caller.key.account_id.to_string());
+    let (id, account) = (respond::percent_decode(id), caller.key.account_id.to_string());
+    let also = gateway.client_ids.find(&account, id.as_bytes());
     gateway.ledger.flushed().await;
-    match gateway.store.run(move |store| usage::request(store, &id, &account)).await.map_err(plain)? {
+    let find = move |store: &crate::store::Store| match (usage::request(store, &id, &account)?, also) {
+        (None, Some(also)) => usage::request(store, also.as_str(), &account),
+        (found, _) => Ok(found),
+    };
+    match gateway.store.run(find).await.map_err(plain)? {
         Some(row) => serde_json::to_value(row).map(|value| (200, value)).map_err(|_| Refusal::Internal),
         None => Err(Refusal::NotFound { what: "request" }),
     }

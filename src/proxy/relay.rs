@@ -5,17 +5,20 @@
 //! client of the end, so that an end the client saw is an end the ledger has.
 
 use super::attempt::{Streaming, abandon};
+use super::idempotency::Keeping;
 use super::settle::{Ending, Exchanged, Settlement};
 use super::upstream::Upstreams;
 use crate::engine::catalog::Provider;
 use crate::engine::dialect::Endpoint;
 use crate::engine::meter::StreamMeter;
 use crate::engine::refusal::{Refusal, UpstreamFailure};
+use crate::telemetry::clock;
 use crate::telemetry::metrics::Series;
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use pingora_core::protocols::http::ServerSession;
 use pingora_error::ErrorType;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +28,9 @@ pub const COALESCE_BYTES_MAX: usize = 16 << 10;
 pub const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// After its end mark a stream's connection gets this long to close its framing, then it is not reused.
 const TRAILER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A comment between two events, which clients pass over.
+pub const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 
 /// What the relay needs besides the stream.
 pub struct Relay<'a> {
@@ -42,6 +48,8 @@ pub struct Relay<'a> {
     pub series: &'a Series,
     /// Where more credits are to be had.
     pub upgrade_url: Option<Arc<str>>,
+    /// Keeps the answer to be given again.
+    pub keeping: Option<Keeping>,
 }
 
 /// How a relay ended.
@@ -75,23 +83,19 @@ pub async fn relay(mut relay: Relay<'_>, streaming: Streaming, mut settlement: S
         let ended = meter.ended();
         if !ended && settlement.exhausted(&mut meter) {
             // The event that overdrew goes out: the provider asks for it.
-            let _ = write(relay.session, &mut first, &mut joined).await;
+            let _ = write(relay.session, &mut relay.keeping, &mut first, &mut joined).await;
             break End::Credit;
         }
         if ended {
             break End::Upstream;
         }
         settlement.progress(&meter);
-        if write(relay.session, &mut first, &mut joined).await.is_err() {
+        if write(relay.session, &mut relay.keeping, &mut first, &mut joined).await.is_err() {
             break End::Client;
         }
         let limit = relay.provider.timeouts.between_events.min(relay.deadline.saturating_duration_since(last_read));
         connected.session.set_read_timeout(Some(limit.max(Duration::from_millis(1))));
-        let read = tokio::select! {
-            biased;
-            read = connected.session.read_response_body() => read,
-            _ = relay.session.read_body_or_idle(true) => break End::Client,
-        };
+        let Some(read) = relay.next(connected.session.read_response_body(), meter.is_between_events()).await else { break End::Client };
         let now = Instant::now();
         relay.series.between_events.observe((now - last_read).as_secs_f64());
         last_read = now;
@@ -129,6 +133,8 @@ async fn finish(
     end: End,
     settlement: Settlement,
 ) -> Relayed {
+    // Only what ended well is given again; whatever else ends may be sent again and runs anew.
+    let mut keeping = relay.keeping.take();
     match end {
         End::Upstream => {
             meter.flush(&mut out);
@@ -138,11 +144,16 @@ async fn finish(
             let (tally, text) = meter.finish();
             settlement.settle(if failed { Ending::Failed } else { Ending::Complete }, Exchanged { tally, text }).await;
             if cut {
+                drop(keeping);
                 let refusal = relay.broken("it ended its answer before it was finished");
                 return Relayed { reusable: relay.end_with(&mut out, &mut joined, &refusal).await, broken_off: true };
             }
-            let taken = write(relay.session, &mut out, &mut joined).await.is_ok();
-            let client = taken && pass_rest(relay.session, &mut connected).await.is_ok();
+            let taken = write(relay.session, &mut keeping, &mut out, &mut joined).await.is_ok();
+            let client = pass_rest(relay.session, &mut keeping, &mut connected, taken).await;
+            match keeping {
+                Some(keeping) if !failed => keeping.complete(clock::now_ms()),
+                other => drop(other),
+            }
             let client = client && relay.session.write_response_body(Bytes::new(), true).await.is_ok();
             if connected.session.response_done() {
                 relay.upstreams.release(connected).await;
@@ -151,6 +162,7 @@ async fn finish(
         }
         End::Broken(what) => {
             connected.session.shutdown().await;
+            drop(keeping);
             meter.flush(&mut out);
             let (tally, text) = meter.finish();
             settlement.settle(Ending::Failed, Exchanged { tally, text }).await;
@@ -159,6 +171,7 @@ async fn finish(
         }
         End::Credit => {
             connected.session.shutdown().await;
+            drop(keeping);
             let (tally, text) = meter.finish();
             settlement.settle(Ending::Cancelled, Exchanged { tally, text }).await;
             let refusal = Refusal::CreditsRanOut { upgrade_url: relay.upgrade_url.clone() };
@@ -173,20 +186,42 @@ async fn finish(
     }
 }
 
-/// Passes on what comes behind the end mark (the end of its line, a comment) until the upstream closes its framing.
-async fn pass_rest(session: &mut ServerSession, connected: &mut super::upstream::Connected) -> Result<(), ()> {
+/// Passes on what comes behind the end mark (the end of its line, a comment) until the upstream closes its framing. To the
+/// client while it is `there`; whether it still is.
+async fn pass_rest(session: &mut ServerSession, keeping: &mut Option<Keeping>, connected: &mut super::upstream::Connected, mut there: bool) -> bool {
     connected.session.set_read_timeout(Some(TRAILER_TIMEOUT));
-    while !connected.session.response_done() {
+    while (there || keeping.is_some()) && !connected.session.response_done() {
         match connected.session.read_response_body().await {
-            Ok(Some(chunk)) => session.write_response_body(chunk, false).await.map_err(drop)?,
+            Ok(Some(chunk)) => {
+                if let Some(keeping) = keeping {
+                    keeping.body(&chunk);
+                }
+                there = there && session.write_response_body(chunk, false).await.is_ok();
+            }
             // An upstream that is slow to close has said everything all the same.
             Ok(None) | Err(_) => break,
         }
     }
-    Ok(())
+    there
 }
 
 impl Relay<'_> {
+    /// Waits for the upstream. While it is silent the client is told that somebody is there, if the provider's `heartbeat` is
+    /// set and what has gone out ends with an event. `None`: the client has gone.
+    async fn next<T>(&mut self, reading: impl Future<Output = T>, is_between_events: bool) -> Option<T> {
+        let mut reading = pin!(reading);
+        let heartbeat = self.provider.heartbeat.filter(|_| is_between_events);
+        loop {
+            tokio::select! {
+                biased;
+                read = &mut reading => return Some(read),
+                _ = self.session.read_body_or_idle(true) => return None,
+                () = silence(heartbeat) => {}
+            }
+            self.session.write_response_body(Bytes::from_static(HEARTBEAT), false).await.ok()?;
+        }
+    }
+
     fn broken(&self, what: &str) -> Refusal {
         Refusal::StreamBroken(UpstreamFailure::new(self.provider.name.clone(), None, what, None))
     }
@@ -197,12 +232,19 @@ impl Relay<'_> {
         let mut event = String::from("\n\n");
         refusal.write_event(self.endpoint, &mut event);
         out.push(event.into());
-        write(self.session, out, joined).await.is_ok() && self.session.write_response_body(Bytes::new(), true).await.is_ok()
+        write(self.session, &mut self.keeping, out, joined).await.is_ok() && self.session.write_response_body(Bytes::new(), true).await.is_ok()
+    }
+}
+
+async fn silence(heartbeat: Option<Duration>) {
+    match heartbeat {
+        Some(heartbeat) => tokio::time::sleep(heartbeat).await,
+        None => std::future::pending().await,
     }
 }
 
 /// Writes what is due in one go.
-async fn write(session: &mut ServerSession, out: &mut Vec<Bytes>, joined: &mut BytesMut) -> Result<(), ()> {
+async fn write(session: &mut ServerSession, keeping: &mut Option<Keeping>, out: &mut Vec<Bytes>, joined: &mut BytesMut) -> Result<(), ()> {
     let bytes = match out.len() {
         0 => return Ok(()),
         1 => out.swap_remove(0),
@@ -213,5 +255,8 @@ async fn write(session: &mut ServerSession, out: &mut Vec<Bytes>, joined: &mut B
             joined.split().freeze()
         }
     };
+    if let Some(keeping) = keeping {
+        keeping.body(&bytes);
+    }
     session.write_response_body(bytes, false).await.map_err(drop)
 }

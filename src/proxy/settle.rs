@@ -10,6 +10,7 @@ use crate::engine::dialect::Endpoint;
 use crate::engine::limit::Admitted;
 use crate::engine::meter::{StreamMeter, Tally};
 use crate::engine::money::{Credits, Factor, Usd, charge};
+use crate::engine::route::{self, Class, Payer};
 use crate::engine::tokens::{Family, Stream as TextCounter};
 use crate::engine::usage::{Bucket, Source, Usage};
 use crate::store::ledger::{Closed, End, Facts, Outcome, Ticket};
@@ -57,6 +58,28 @@ pub struct Current {
     pub was_fallback: bool,
 }
 
+/// An attempt and what it came to, for the log.
+#[derive(Debug)]
+pub struct Tried {
+    /// The target.
+    pub target: Arc<Target>,
+    /// What its outcome meant.
+    pub class: Class,
+    /// The provider's status, when it gave one.
+    pub status: Option<u16>,
+}
+
+/// How far the exchange with the providers has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Nobody is being asked.
+    Idle,
+    /// Waiting for a first event.
+    Asking,
+    /// A target has committed.
+    Answering,
+}
+
 /// How a charge is made from a cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Tariff {
@@ -74,6 +97,13 @@ impl Tariff {
     /// The charge of a cost.
     pub fn charge(&self, cost: Usd, own_key: bool) -> Credits {
         if own_key { self.byok_fee } else { charge(cost, self.multiplier, self.markup, self.credit) }
+    }
+
+    /// The charge of two attempts of one request, `(cost, with an own key)` each: rounded once, and one fee.
+    pub fn charge_both(&self, attempts: [(Usd, bool); 2]) -> Credits {
+        let platform = attempts.iter().filter(|(_, own_key)| !own_key).fold(0, |sum, (cost, _)| cost.0.saturating_add(sum));
+        let fee = if attempts.iter().any(|(_, own_key)| *own_key) { self.byok_fee } else { Credits(0) };
+        Credits(self.charge(Usd(platform), false).0.saturating_add(fee.0))
     }
 }
 
@@ -104,6 +134,13 @@ pub struct Open {
     pub started: Instant,
     /// The attempt under way.
     pub current: Option<Current>,
+    /// The attempt that was made beside it and lost the race. It is in the same row: its prompt counts as used, at its own
+    /// price, while `price_id` is the one of the target that answered.
+    pub beside: Option<Current>,
+    /// Attempts that came to nothing; the one under way is not among them.
+    pub tried: Vec<Tried>,
+    /// How far it has come.
+    pub stage: Stage,
     /// The metrics of its pair.
     pub series: Option<Arc<Series>>,
     /// Head to first event.
@@ -202,9 +239,8 @@ impl Drop for Settlement {
                 tally.usage.set(Bucket::Requests, 1);
                 tally.source = Source::Counted;
             }
+            let (cost, price_id, charge) = open.bill(&mut tally);
             let (usage, source) = (tally.usage, tally.source);
-            let (cost, price_id) = open.cost(&tally);
-            let charge = open.tariff.charge(cost, open.is_own_key());
             let _ = open.write_row(End::Cancelled, usage, source, price_id, cost, charge);
         }
     }
@@ -264,14 +300,44 @@ impl Open {
         tally.usage.set(Bucket::Requests, 1);
         // Cheap on purpose. A crash settles by it, an orderly end does not.
         tally.usage.set(Bucket::Output, self.seen_bytes.div_ceil(BYTES_PER_TOKEN));
-        let (cost, price_id) = self.cost(&tally);
-        let charge = self.tariff.charge(cost, self.is_own_key());
+        let (cost, price_id, charge) = self.bill(&mut tally);
         let outcome = self.outcome(End::Failed, tally.usage, Source::Counted, price_id, cost, charge);
         self.ticket.progress(now_ms, || outcome);
     }
 
     fn is_own_key(&self) -> bool {
         self.current.as_ref().is_some_and(|current| current.own_key)
+    }
+
+    /// Sets the most aside that another attempt beside the current one can add: its prompt, for it is cancelled if it loses
+    /// and takes the current one's place if it wins. `false`: the balance has no more.
+    pub fn reserve_beside<'a>(&mut self, candidates: impl Iterator<Item = &'a route::Attempt>) -> bool {
+        let (tariff, prompt_tokens) = (self.tariff, self.prompt_tokens);
+        let most = candidates.map(|attempt| match (&attempt.payer, &attempt.target.price) {
+            (Payer::Own(_), _) => tariff.byok_fee,
+            (Payer::Platform, TargetPrice::Priced(price)) => tariff.charge(price.most(prompt_tokens, 0), false),
+            (Payer::Platform, _) => Credits(0),
+        });
+        self.reservation.extend(most.max().unwrap_or_default()).is_ok()
+    }
+
+    /// What a tally comes to, with the prompt of an attempt that lost the race added to it.
+    fn bill(&self, tally: &mut Tally) -> (Usd, Option<Arc<str>>, Credits) {
+        let (cost, price_id) = self.cost(tally);
+        let Some(beside) = &self.beside else { return (cost, price_id, self.tariff.charge(cost, self.is_own_key())) };
+        let mut prompt = Usage::default();
+        prompt.set(Bucket::Input, self.prompt_tokens);
+        prompt.set(Bucket::Requests, 1);
+        let lost = match &beside.target.price {
+            TargetPrice::Priced(price) => price.cost(&prompt, None, None),
+            TargetPrice::Free | TargetPrice::Unpriced => Usd(0),
+        };
+        for (bucket, count) in prompt.iter() {
+            tally.usage.set(bucket, tally.usage.of(bucket).saturating_add(count));
+        }
+        tally.source = if tally.source == Source::Upstream { Source::Mixed } else { tally.source };
+        let charge = self.tariff.charge_both([(cost, self.is_own_key()), (lost, beside.own_key)]);
+        (Usd(cost.0.saturating_add(lost.0)), price_id, charge)
     }
 
     /// What a tally costs at the current target.
@@ -290,8 +356,7 @@ impl Open {
         if tally.usage.of(Bucket::Requests) == 0 {
             tally.usage.set(Bucket::Requests, 1);
         }
-        let (cost, price_id) = self.cost(tally);
-        let charge = self.tariff.charge(cost, self.is_own_key());
+        let (cost, price_id, charge) = self.bill(tally);
         let end = match ending {
             Ending::Complete => End::Complete,
             Ending::Failed => End::Failed,
@@ -321,6 +386,17 @@ impl Open {
         }
     }
 
+    /// The attempt that was under way when the request ended, as the log has it.
+    fn last(&self, end: End, status: u16) -> Option<Tried> {
+        let (class, status) = match (self.stage, end) {
+            (Stage::Idle, _) => return None,
+            (Stage::Asking, _) => (Class::Cancelled, None),
+            (Stage::Answering, End::Failed) => (Class::BrokenOff, Some(status)),
+            (Stage::Answering, _) => (Class::Ok, Some(status)),
+        };
+        self.current.as_ref().map(|current| Tried { target: current.target.clone(), class, status })
+    }
+
     /// The end of every request: limits corrected, balance settled, row journalled, metrics counted, line logged.
     fn write_row(mut self: Box<Self>, end: End, usage: Usage, usage_source: Source, price_id: Option<Arc<str>>, cost: Usd, charge: Credits) -> Closed {
         let now_ms = clock::now_ms();
@@ -337,8 +413,9 @@ impl Open {
             gateway.metrics.charge(self.facts.level.as_deref().unwrap_or("none"), self.facts.tier.as_deref().unwrap_or("none"), outcome.charge);
             series.request_seconds.observe(self.started.elapsed().as_secs_f64());
         }
-        let Open { facts, ticket, reservation, endpoint, .. } = *self;
-        gateway.log_request(&facts, &outcome, endpoint);
+        let last = self.last(end, outcome.status);
+        let Open { facts, ticket, reservation, endpoint, tried, .. } = *self;
+        gateway.log_request(&facts, &outcome, endpoint, tried.iter().chain(&last));
         reservation.settle(charge);
         ticket.close(outcome)
     }

@@ -37,6 +37,10 @@ pub struct Metrics {
     between_events: HistogramVec,
     /// Streams that are being passed on.
     pub streams_active: IntGauge,
+    /// Requests in service.
+    pub requests_in_service: IntGauge,
+    /// Requests that wait for a place.
+    pub requests_queued: IntGauge,
     /// Bytes of request bodies held.
     pub body_bytes_in_flight: IntGauge,
     /// 0 cooling, 1 probing, 2 healthy.
@@ -138,6 +142,8 @@ impl Metrics {
             )?,
             between_events: histograms("weir_between_events_seconds", "Between two reads of a stream", SECONDS)?,
             streams_active: gauge("weir_streams_active", "Streams being passed on")?,
+            requests_in_service: gauge("weir_requests_in_service", "Requests in service")?,
+            requests_queued: gauge("weir_requests_queued", "Requests that wait for a place")?,
             body_bytes_in_flight: gauge("weir_body_bytes_in_flight", "Bytes of request bodies held")?,
             provider_state,
             config_reloads: counters("weir_config_reloads_total", "Reloads of routing and prices by result", &["result"])?,
