@@ -268,7 +268,7 @@ class Weir:
 
     def row_of(self, answer: Answer, key=None) -> dict:
         """The ledger row of an answer."""
-        return self.row(answer.header("x-request-id"), key)
+        return self.row(answer.header("x-weir-request-id"), key)
 
     def credits(self, key=None) -> dict:
         """Where the caller's account stands."""

@@ -296,8 +296,8 @@ def test_failed_attempts_cost_nothing(two):
 def test_request_ids_are_unique_and_ours(one):
     """A client's own id is no key into the ledger: the same one twice makes two rows."""
     answers = [one.weir.chat(headers=[("X-Request-Id", "same")]) for _ in range(3)]
-    ids = {answer.header("x-request-id") for answer in answers}
-    assert len(ids) == 3
+    ids = {answer.header("x-weir-request-id") for answer in answers}
+    assert len(ids) == 3 and {answer.header("x-request-id") for answer in answers} == {"same"}
     for answer in answers:
         assert one.weir.row_of(answer)["end"] == "complete"
 
