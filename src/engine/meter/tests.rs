@@ -80,7 +80,8 @@ fn check_comments(fixture: &Fixture, strip_usage: bool, line_end: &str) {
         let plain = run(Watch { strip_usage: false, ..watch }, [expected.forwarded.as_bytes()].into_iter());
         assert_eq!(Result { forwarded: String::new(), ..commented }, Result { forwarded: String::new(), ..plain }, "{}", fixture.name);
     }
-    assert!(comments as u64 >= fixture.events, "{}: {comments} places for {} events", fixture.name, fixture.events);
+    // The last event may lack its blank line.
+    assert!(comments + 1 >= fixture.events, "{}: {comments} places for {} events", fixture.name, fixture.events);
 }
 
 #[test]
