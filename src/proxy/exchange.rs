@@ -116,7 +116,7 @@ impl Serving<'_> {
         };
         let status = answer.header.status.as_u16();
         // A provider that quotes the key it was given does not get it through.
-        if key.is_some_and(|key| memchr::memmem::find(&answer.body, key.expose().as_bytes()).is_some()) {
+        if key.is_some_and(|key| quotes(&answer.body, key.expose().as_bytes())) {
             return self.refuse(session, refusal).await;
         }
         let (standings, settlement, keeping, _place) = for_the_answer(self.admitted);
@@ -147,6 +147,16 @@ impl Serving<'_> {
 fn for_the_answer(admitted: Box<Admitted>) -> (Standings, Settlement, Option<Keeping>, Place) {
     let Admitted { standings, settlement, keeping, place, .. } = *admitted;
     (standings, settlement, keeping, place)
+}
+
+/// Whether a text has as much of a secret in it as nobody may see: eight bytes in a row beyond the first and last four.
+fn quotes(text: &[u8], secret: &[u8]) -> bool {
+    match secret.len() {
+        // Too short to have a part that is more than its ends.
+        0 => false,
+        1..16 => memchr::memmem::find(text, secret).is_some(),
+        length => secret[4..length - 4].windows(8).any(|part| memchr::memmem::find(text, part).is_some()),
+    }
 }
 
 /// Ends a stream that was opened before anybody answered, without its normal end mark.
@@ -389,4 +399,26 @@ pub async fn write_refusal(session: &mut ServerSession, head: Option<&Head>, dia
         extra.push((http::header::CONNECTION, HeaderValue::from_static("close")));
     }
     respond::write(session, header, body.into(), &extra).await && !refusal.closes_connection()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_secret_is_found() {
+        let secret = b"sk-proj-0123456789abcdef";
+        for (text, expected) in [
+            (&b"sk-proj-0123456789abcdef"[..], true),
+            (b"part 01234567 of it", true),
+            (b"456789abcdef", true),
+            (b"sk-proj- and what follows", false),
+            (b"0123456", false),
+            (b"abcdef", false),
+            (b"", false),
+        ] {
+            assert_eq!(quotes(text, secret), expected, "{}", String::from_utf8_lossy(text));
+        }
+        assert!(quotes(b"it is short12", b"short12") && !quotes(b"short1", b"short12") && !quotes(b"anything", b""));
+    }
 }

@@ -420,3 +420,23 @@ impl Open {
         ticket.close(outcome)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_attempts_of_one_request_are_charged_together() {
+        // A credit of 2 pico-dollars: half a unit of 10⁻⁹ credit is lost or won with each rounding of an odd product.
+        let tariff = Tariff { multiplier: Factor::parse("0.000000001").unwrap(), markup: Factor::ZERO, byok_fee: Credits(7), credit: Usd(2) };
+        assert_eq!([tariff.charge(Usd(1), false), tariff.charge(Usd(3), false)], [Credits(0), Credits(2)]);
+        for (attempts, expected) in [
+            ([(Usd(1), false), (Usd(1), false)], 1),
+            ([(Usd(3), false), (Usd(3), false)], 3),
+            ([(Usd(3), true), (Usd(3), false)], 7 + 2),
+            ([(Usd(3), true), (Usd(3), true)], 7),
+        ] {
+            assert_eq!(tariff.charge_both(attempts), Credits(expected), "{attempts:?}");
+        }
+    }
+}
