@@ -1,7 +1,6 @@
 //! Floor 1: configuration files.
 #[cfg(feature = "gateway")]
 pub mod litellm;
-#[cfg(feature = "gateway")]
 pub mod load;
 pub mod prices;
 pub mod problem;

@@ -14,6 +14,7 @@ pub mod level;
 pub mod limit;
 pub mod meter;
 pub mod money;
+pub mod outbound;
 pub mod peek;
 pub mod policy;
 pub mod price;

@@ -7,6 +7,7 @@
 //! A refusal never holds a key: upstream messages come in through [`UpstreamFailure::new`], which scrubs them.
 
 mod body;
+pub mod denied;
 mod scrub;
 mod text;
 

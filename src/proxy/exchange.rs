@@ -16,7 +16,8 @@ use crate::engine::health::InFlight;
 use crate::engine::limit::Standings;
 use crate::engine::meter::Watch;
 use crate::engine::money::Usd;
-use crate::engine::peek::{self, Edits};
+use crate::engine::outbound;
+use crate::engine::peek;
 use crate::engine::provider::spec;
 use crate::engine::refusal::{Refusal, UpstreamFailure};
 use crate::engine::route::{Attempt, Payer, Verdict};
@@ -189,13 +190,7 @@ pub fn prepare(gateway: &Gateway, session: &ServerSession, head: &Head, admitted
     };
     let row = spec(provider.kind);
     let peek = &admitted.peek;
-    let asks_for_usage = peek.stream && !peek.include_usage && row.asks_for_usage(head.endpoint);
-    let edits = Edits {
-        model: (peek.model.as_deref() != Some(&*target.upstream_model)).then_some(&*target.upstream_model),
-        include_usage: asks_for_usage,
-        max_output: [admitted.output_cap, attempt.max_output].into_iter().flatten().min(),
-        cap_field: row.output_cap_field(head.endpoint).unwrap_or(""),
-    };
+    let edits = outbound::edits(head.endpoint, peek, row, attempt, admitted.output_cap);
     let mut body = Vec::with_capacity(6);
     peek::edit(head.endpoint, &admitted.body, peek, &edits, &mut body);
     let mut path = String::with_capacity(64);
@@ -212,7 +207,7 @@ pub fn prepare(gateway: &Gateway, session: &ServerSession, head: &Head, admitted
         request_id: head.id.as_str(),
     })
     .ok_or_else(|| Refusal::NoPayer { model: target.model.as_ref().into() })?;
-    let watch = Watch { endpoint: head.endpoint, kind: provider.kind, family: tokens::family(&target.upstream_model), strip_usage: asks_for_usage };
+    let watch = Watch { endpoint: head.endpoint, kind: provider.kind, family: tokens::family(&target.upstream_model), strip_usage: edits.include_usage };
     Ok(Prepared { sending_to: provider, public_only, header, body, watch, key })
 }
 

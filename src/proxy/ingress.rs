@@ -13,11 +13,11 @@ use crate::engine::dialect::Endpoint;
 use crate::engine::id::{IdText, RequestId};
 use crate::engine::limit::{self, Limited, Limiter, Standings, Which};
 use crate::engine::money::{Credits, Factor};
+use crate::engine::outbound;
 use crate::engine::peek::{self, Peek};
 use crate::engine::policy::ByokWish;
 use crate::engine::refusal::{RateLimit, Refusal};
 use crate::engine::route::{self, Ask, Caller as RouteCaller, Draw, Payer, Plan};
-use crate::engine::tokens;
 use crate::store::callers::{CallerKey, Denied};
 use crate::store::ledger::{Facts, LedgerFull};
 use crate::telemetry::clock;
@@ -32,11 +32,6 @@ use std::time::Instant;
 pub const UNSTATED_OUTPUT_TOKENS: u64 = 4096;
 /// A whole answer that a balance cannot pay in full is capped to what it can, but not below this: less is no answer.
 pub const AFFORDABLE_OUTPUT_TOKENS_MIN: u64 = 16;
-/// Tokens an image costs, roughly, where only its presence is known: a 1024 × 1024 picture in high detail is 765 at GPT-4o and
-/// about 1,600 at Claude.
-pub const IMAGE_TOKENS: u64 = 1600;
-/// Framing tokens of a message (the OpenAI cookbook's count of 3 and one to spare).
-pub const MESSAGE_TOKENS: u64 = 4;
 /// A client's own request id is taken up to this length.
 const CLIENT_ID_BYTES_MAX: usize = 128;
 /// When to come again while the process is full: requests end by the second.
@@ -143,8 +138,13 @@ pub async fn authenticate(gateway: &Gateway, session: &ServerSession, catalog: &
             return Err(Refusal::KeyInQuery);
         }
     }
+    authenticate_presented(gateway, credential(&header.headers), catalog, now_ms).await
+}
+
+/// Who presents this credential, wherever it was read from.
+pub async fn authenticate_presented(gateway: &Gateway, presented: Option<&str>, catalog: &Catalog, now_ms: u64) -> Result<Caller, Refusal> {
     let mode = gateway.settings.auth.mode;
-    let Some(presented) = credential(&header.headers).filter(|presented| !presented.is_empty()) else {
+    let Some(presented) = presented.filter(|presented| !presented.is_empty()) else {
         if mode == AuthMode::Open {
             return with_tier(catalog, gateway.open_caller.clone());
         }
@@ -211,31 +211,64 @@ pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
         Some(Begun::Conflict(what, first)) => return Err(refused(Refusal::Conflict { what, request_id: first.as_str().into() })),
         Some(Begun::Full) => return Err(refused(Refusal::Overloaded { retry_after_ms: RETRY_MS })),
     };
-    let (plan, prompt_tokens) = plan(gateway, &catalog, &caller, headers, head, &peek).map_err(refused)?;
+    let opening = Opening { head, caller: &caller, headers, peek: &peek, draw: Draw(rand::random()) };
+    let Opened { plan, output_cap, standings, settlement } = open_account(gateway, &catalog, &opening).map_err(refused)?;
+    Ok(Box::new(Admitted { catalog, caller, body, share, peek, plan, output_cap, standings, settlement, keeping, place }))
+}
 
-    let limiters = limiters(gateway, &caller);
-    let output_tokens = most_output(&peek, &plan);
+/// A request as it asks to be admitted.
+pub struct Opening<'a> {
+    /// Its id and path.
+    pub head: &'a Head,
+    /// Who calls.
+    pub caller: &'a Caller,
+    /// The headers that steer.
+    pub headers: &'a HeaderMap,
+    /// What the body says.
+    pub peek: &'a Peek,
+    /// The seed of the plan's choices.
+    pub draw: Draw,
+}
+
+/// What was opened for a request that may be served.
+pub struct Opened {
+    /// What to try.
+    pub plan: Plan,
+    /// A cap on the output that the balance sets.
+    pub output_cap: Option<u64>,
+    /// Where the caller stands.
+    pub standings: Standings,
+    /// The account to settle.
+    pub settlement: Settlement,
+}
+
+/// Plans, draws on the limits, reserves and journals that the request begins.
+pub fn open_account(gateway: &Arc<Gateway>, catalog: &Catalog, opening: &Opening<'_>) -> Result<Opened, Refusal> {
+    let Opening { head, caller, headers, peek, draw } = *opening;
+    let (plan, prompt_tokens) = plan(gateway, catalog, caller, headers, head, peek, draw)?;
+    let limiters = limiters(gateway, caller);
+    let output_tokens = most_output(peek, &plan);
     let estimated_tokens = prompt_tokens.saturating_add(output_tokens.min(peek.max_output.unwrap_or(0)));
     let limits = limit::admit_all(limiters.iter(), head.started_ms, estimated_tokens)
-        .map_err(|limited| refused(rate_limited(limited)))?;
+        .map_err(rate_limited)?;
     let standings = standings(&limiters, head.started_ms);
 
-    let tariff = tariff(gateway, &caller, &plan);
+    let tariff = tariff(gateway, caller, &plan);
     let priced = Priced { plan: &plan, prompt_tokens, output_tokens, stream: peek.stream, tariff };
-    let reserved = match reserve(gateway, &caller, &priced, head.started_ms) {
+    let reserved = match reserve(gateway, caller, &priced, head.started_ms) {
         Ok(reserved) => reserved,
         Err(refusal) => {
             limits.into_iter().for_each(limit::Admitted::release);
-            return Err(refused(refusal));
+            return Err(refusal);
         }
     };
-    let facts = facts(head, &caller, &peek, &plan, headers, &reserved);
+    let facts = facts(head, caller, peek, &plan, headers, &reserved);
     let ticket = match gateway.ledger.open(facts.clone()) {
         Ok(ticket) => ticket,
         Err(LedgerFull::Behind | LedgerFull::Disk) => {
             limits.into_iter().for_each(limit::Admitted::release);
             reserved.reservation.release();
-            return Err(refused(Refusal::LedgerStopped { retry_after_ms: RETRY_MS }));
+            return Err(Refusal::LedgerStopped { retry_after_ms: RETRY_MS });
         }
     };
     let output_cap = reserved.output_cap;
@@ -261,7 +294,7 @@ pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
         seen_bytes: 0,
         progress_due_ms: head.started_ms + super::settle::PROGRESS_INTERVAL_MS,
     }));
-    Ok(Box::new(Admitted { catalog, caller, body, share, peek, plan, output_cap, standings, settlement, keeping, place }))
+    Ok(Opened { plan, output_cap, standings, settlement })
 }
 
 /// What the request's idempotency key means; `None`: it has none, or none are kept.
@@ -285,7 +318,7 @@ fn read_body(session: &ServerSession, endpoint: Endpoint, body: &Bytes) -> Resul
 }
 
 /// The plan of attempts and the estimate of the prompt.
-pub fn plan(gateway: &Gateway, catalog: &Catalog, caller: &Caller, headers: &HeaderMap, head: &Head, peek: &Peek) -> Result<(Plan, u64), Refusal> {
+pub fn plan(gateway: &Gateway, catalog: &Catalog, caller: &Caller, headers: &HeaderMap, head: &Head, peek: &Peek, draw: Draw) -> Result<(Plan, u64), Refusal> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim).filter(|value| !value.is_empty());
     let byok = match text("x-weir-byok").map(str::to_ascii_lowercase).as_deref() {
         None => ByokWish::Unspecified,
@@ -295,7 +328,7 @@ pub fn plan(gateway: &Gateway, catalog: &Catalog, caller: &Caller, headers: &Hea
         Some(_) => return Err(Refusal::BadHeader { name: "X-Weir-Byok", expected: "prefer, require or never" }),
     };
     let model = peek.model.as_deref().unwrap_or_default();
-    let prompt_tokens = estimate(model, peek);
+    let prompt_tokens = outbound::prompt_tokens(model, peek);
     let own_key = |provider: &crate::engine::catalog::Provider| gateway.key_ring.own_state(&caller.key.account_id, &provider.name);
     let scopes = caller.key.scopes();
     let ask = Ask {
@@ -310,7 +343,7 @@ pub fn plan(gateway: &Gateway, catalog: &Catalog, caller: &Caller, headers: &Hea
         prefix_hash: peek.prefix_hash,
     };
     let route_caller = RouteCaller { tier: caller.tier.as_deref(), scopes, has_budget: is_budgeted(gateway, caller), own_key: &own_key };
-    let plan = route::plan(catalog, &ask, &route_caller, head.started_ms, Draw(rand::random()), None).map_err(|no| denied::refusal(no, model, None))?;
+    let plan = route::plan(catalog, &ask, &route_caller, head.started_ms, draw, None).map_err(|no| denied::refusal(no, model, None))?;
     Ok((plan, prompt_tokens))
 }
 
@@ -327,14 +360,6 @@ fn rate_limited(limited: Limited) -> Refusal {
 
 fn is_budgeted(gateway: &Gateway, caller: &Caller) -> bool {
     caller.key.has_budget || gateway.account(&caller.key).has_budget()
-}
-
-/// Tokens of the prompt, without tokenizing: deliberately cautious (see [`tokens::estimate`]).
-fn estimate(model: &str, peek: &Peek) -> u64 {
-    tokens::estimate(tokens::family(model), peek.text_bytes as usize)
-        .saturating_add(peek.token_ids)
-        .saturating_add(peek.messages.saturating_mul(MESSAGE_TOKENS))
-        .saturating_add(peek.images.saturating_mul(IMAGE_TOKENS))
 }
 
 /// The most the answer can have: what the request, the level and the model allow, times the choices asked for.

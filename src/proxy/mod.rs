@@ -9,7 +9,7 @@
 pub mod attempt;
 pub mod body;
 pub mod client_ids;
-pub mod denied;
+pub use crate::engine::refusal::denied;
 pub mod exchange;
 pub mod gateway;
 pub mod headers;

@@ -1,0 +1,123 @@
+//! What goes to a provider and comes back, the same for whoever carries it (the gateway, or a library in another proxy): which
+//! headers cross, what is changed in the body, and how many tokens the prompt is taken to have.
+
+use super::dialect::Endpoint;
+use super::peek::{Edits, Peek};
+use super::provider::Spec;
+use super::route::Attempt;
+use super::tokens;
+
+/// Tokens an image costs, roughly, where only its presence is known: a 1024 × 1024 picture in high detail is 765 at GPT-4o and
+/// about 1,600 at Claude.
+pub const IMAGE_TOKENS: u64 = 1600;
+/// Framing tokens of a message (the OpenAI cookbook's count of 3 and one to spare).
+pub const MESSAGE_TOKENS: u64 = 4;
+
+/// Never sent upstream: credentials of any provider's shape, cookies, hop-by-hop fields (RFC 9110, 7.6.1), what weir sets
+/// itself, and weir's own request headers.
+const REQUEST_DENIED: &[&str] = &[
+    "accept-encoding",
+    "api-key",
+    "authorization",
+    "connection",
+    "content-length",
+    "cookie",
+    "expect",
+    "host",
+    "idempotency-key",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-api-key",
+    "x-goog-api-key",
+    "x-power-level",
+    "x-request-id",
+    "x-task-type",
+];
+/// The platform's account decides these when its key pays; a caller's own key may name its own organisation.
+const REQUEST_DENIED_PLATFORM: &[&str] = &["openai-organization", "openai-project"];
+/// Never sent to the client: hop-by-hop fields, cookies, the provider's organisation, and what weir states itself.
+const RESPONSE_DENIED: &[&str] = &[
+    "alt-svc",
+    "anthropic-organization-id",
+    "connection",
+    "content-length",
+    "keep-alive",
+    "openai-organization",
+    "openai-project",
+    "proxy-authenticate",
+    "proxy-connection",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-cost-incurred",
+    "x-model-used",
+    "x-provider-used",
+    "x-request-id",
+    "x-used-byok",
+    "x-was-fallback",
+];
+/// Rate-limit headers are weir's own.
+const RESPONSE_DENIED_PREFIXES: &[&str] = &["x-ratelimit-", "anthropic-ratelimit-", "x-weir-"];
+
+/// Whether a client's header (its name in lower case) goes to the provider. What a `Connection` header names does not either.
+pub fn crosses_up(name: &str, own_key: bool) -> bool {
+    !(is_listed(name, REQUEST_DENIED) || name.starts_with("x-weir-") || (!own_key && is_listed(name, REQUEST_DENIED_PLATFORM)))
+}
+
+/// Whether a provider's header (its name in lower case) goes to the client. What a `Connection` header names does not either.
+pub fn crosses_down(name: &str) -> bool {
+    !(is_listed(name, RESPONSE_DENIED) || RESPONSE_DENIED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+}
+
+/// Tokens of the prompt, without tokenizing: deliberately cautious (see [`tokens::estimate`]).
+pub fn prompt_tokens(model: &str, peek: &Peek) -> u64 {
+    tokens::estimate(tokens::family(model), peek.text_bytes as usize)
+        .saturating_add(peek.token_ids)
+        .saturating_add(peek.messages.saturating_mul(MESSAGE_TOKENS))
+        .saturating_add(peek.images.saturating_mul(IMAGE_TOKENS))
+}
+
+/// What is changed in a body for `attempt`; `output_cap` is a cap that the balance sets. Usage is asked for, and to be taken out
+/// again, where the edits say `include_usage`.
+pub fn edits<'a>(endpoint: Endpoint, peek: &Peek, row: &Spec, attempt: &'a Attempt, output_cap: Option<u64>) -> Edits<'a> {
+    let upstream_model = &*attempt.target.upstream_model;
+    Edits {
+        model: (peek.model.as_deref() != Some(upstream_model)).then_some(upstream_model),
+        include_usage: peek.stream && !peek.include_usage && row.asks_for_usage(endpoint),
+        max_output: [output_cap, attempt.max_output].into_iter().flatten().min(),
+        cap_field: row.output_cap_field(endpoint).unwrap_or(""),
+    }
+}
+
+fn is_listed(name: &str, list: &[&str]) -> bool {
+    list.binary_search(&name).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deny_lists_are_sorted() {
+        for list in [REQUEST_DENIED, REQUEST_DENIED_PLATFORM, RESPONSE_DENIED] {
+            assert!(list.is_sorted());
+        }
+    }
+
+    #[test]
+    fn credentials_stay_here_and_an_own_organisation_goes_with_an_own_key() {
+        for name in ["authorization", "x-api-key", "api-key", "cookie", "host", "x-weir-byok", "x-power-level"] {
+            assert!(!crosses_up(name, true), "{name}");
+        }
+        assert!(crosses_up("openai-beta", false) && crosses_up("openai-organization", true) && !crosses_up("openai-organization", false));
+        assert!(crosses_down("openai-version") && !crosses_down("set-cookie") && !crosses_down("x-ratelimit-limit-requests"));
+    }
+}
