@@ -1,0 +1,302 @@
+--- weir's engine in LuaJIT. Open an engine in init_worker, never before the fork.
+--
+--   local weir = require "resty.weir"
+--   local engine = assert(weir.open{ routing = "/etc/weir/routing.toml", prices = "/etc/weir/prices.toml" })
+--   local request, step = engine:begin{ path = "/v1/chat/completions", headers = headers, body = body }
+--   step.kind                  "admit" | "try" | "refuse" | "pass"
+--   request:admitted(status, body) -> step     request:next{ status =, from_upstream =, error =, retry_after_ms = } -> step
+--   request:body()             the body of the attempt
+--   request:answer(status, headers) -> { strips, remove, set }
+--   request:feed(chunk, last)  -> bytes to send, whether to end
+--   request:finish{ status =, client_gone =, complete = } -> row (JSON), nil when it has ended
+--   request:free()             in the log phase; the collector is only a net
+--
+-- Every call returns nil, message, code on a failure; code -2 is a panic in the library.
+
+local ffi = require "ffi"
+
+local ABI = 1
+local TOO_SMALL, UNCHANGED, ENDED, STOP, PANICKED = 2, 1, 3, 4, -2
+
+ffi.cdef [[
+typedef struct weir_engine weir_engine;
+typedef struct weir_request weir_request;
+uint32_t weir_abi_version(void);
+int32_t weir_engine_open(const uint8_t *settings, size_t settings_length, weir_engine **engine, uint8_t *buffer, size_t capacity, size_t *length);
+void weir_engine_close(weir_engine *engine);
+uint64_t weir_engine_generation(const weir_engine *engine);
+int32_t weir_engine_problems(const weir_engine *engine, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_engine_metrics(const weir_engine *engine, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_begin(const weir_engine *engine, const uint8_t *head, size_t head_length, const uint8_t *body, size_t body_length, weir_request **request, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_admitted(weir_request *request, uint32_t status, const uint8_t *answer, size_t answer_length, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t from_upstream, int64_t retry_after_ms, const uint8_t *error, size_t error_length, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_body(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_answer(weir_request *request, uint32_t status, const uint8_t *head, size_t head_length, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_feed(weir_request *request, const uint8_t *chunk, size_t chunk_length, uint32_t last, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_end(weir_request *request, uint32_t status, uint32_t client_gone, uint32_t complete, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_result(const weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
+void weir_request_free(weir_request *request);
+]]
+
+local _M = { ABI = ABI }
+
+-- Results are rarely longer; what is gets a larger buffer, which is kept up to KEEP bytes.
+local KEEP = 1048576
+local capacity = 16384
+local buffer = ffi.new("uint8_t[?]", capacity)
+local length = ffi.new("size_t[1]")
+local engine_out = ffi.new("weir_engine *[1]")
+local request_out = ffi.new("weir_request *[1]")
+
+local lib
+
+local function load_library(path)
+  if lib then return lib end
+  local tried = {}
+  local function try(name)
+    local ok, loaded = pcall(ffi.load, name)
+    if ok then return loaded end
+    tried[#tried + 1] = tostring(loaded)
+  end
+  local loaded
+  if path then
+    loaded = try(path)
+  else
+    for template in package.cpath:gmatch("[^;]+") do
+      local folder = template:match("^(.*/)%?%.so$")
+      if folder then
+        for _, name in ipairs { "libweir.so", "libweir_ffi.so" } do
+          local file = io.open(folder .. name, "rb")
+          if file then
+            file:close()
+            loaded = loaded or try(folder .. name)
+          end
+        end
+      end
+    end
+    loaded = loaded or try("weir")
+  end
+  if not loaded then return nil, "libweir.so cannot be loaded: " .. table.concat(tried, "; ") end
+  local version = loaded.weir_abi_version()
+  if version ~= ABI then return nil, "libweir.so has ABI version " .. version .. ", this binding needs " .. ABI end
+  lib = loaded
+  return lib
+end
+
+local MESSAGES = { [ENDED] = "the request has ended", [-1] = "bad argument", [PANICKED] = "the library panicked" }
+
+local function failed(code)
+  return nil, MESSAGES[code] or ("code " .. code), code
+end
+
+local function grow(to)
+  capacity = to
+  buffer = ffi.new("uint8_t[?]", to)
+end
+
+--- The result of a call on a request, from a larger buffer if need be.
+local function result(request, code)
+  if code == TOO_SMALL then
+    local needed = tonumber(length[0])
+    if needed > KEEP then
+      local large = ffi.new("uint8_t[?]", needed)
+      code = lib.weir_request_result(request, large, needed, length)
+      if code ~= 0 then return failed(code) end
+      return ffi.string(large, length[0])
+    end
+    grow(needed)
+    code = lib.weir_request_result(request, buffer, capacity, length)
+  end
+  if code ~= 0 and code ~= STOP then return failed(code) end
+  return ffi.string(buffer, length[0])
+end
+
+local function pairs_at(text, at, count)
+  local list = {}
+  for index = 1, count do
+    local name, value, after = text:match("^([^\n]*)\n([^\n]*)\n()", at)
+    list[index] = { name, value }
+    at = after
+  end
+  return list, at
+end
+
+local function names_at(text, at, count)
+  local list = {}
+  for index = 1, count do
+    list[index], at = text:match("^([^\n]*)\n()", at)
+  end
+  return list, at
+end
+
+local TRY = "^try\n" .. ("([^\n]*)\n"):rep(16) .. "()"
+
+local function parse(text)
+  if text:sub(1, 4) == "try\n" then
+    local id, provider, model, scheme, authority, host, port, uri, attempt, own, fallback, body, connect, first, between, removed, at = text:match(TRY)
+    local step = {
+      kind = "try", request_id = id, provider = provider, model = model, scheme = scheme, authority = authority, host = host,
+      port = tonumber(port), uri = uri, attempt = tonumber(attempt), own_key = own == "true", was_fallback = fallback == "true",
+      body_bytes = tonumber(body), connect_ms = tonumber(connect), first_event_ms = tonumber(first), between_events_ms = tonumber(between),
+    }
+    local count
+    step.remove, at = names_at(text, at, tonumber(removed))
+    count, at = text:match("^(%d+)\n()", at)
+    step.set = pairs_at(text, at, tonumber(count))
+    return step
+  end
+  if text:sub(1, 6) == "admit\n" then return { kind = "admit", body = text:sub(7) } end
+  if text:sub(1, 7) == "refuse\n" then
+    local status, count, at = text:match("^refuse\n(%d+)\n(%d+)\n()")
+    local headers
+    headers, at = pairs_at(text, at, tonumber(count))
+    return { kind = "refuse", status = tonumber(status), headers = headers, body = text:sub(at) }
+  end
+  return { kind = "pass" }
+end
+
+local Request = {}
+Request.__index = Request
+
+local function stepped(self, code)
+  local text, why, failure = result(self.handle, code)
+  if not text then return nil, why, failure end
+  return parse(text)
+end
+
+function Request:admitted(status, answer)
+  answer = answer or ""
+  return stepped(self, lib.weir_request_admitted(self.handle, status, answer, #answer, buffer, capacity, length))
+end
+
+function Request:next(outcome)
+  local err = outcome.error or ""
+  return stepped(self, lib.weir_request_next(self.handle, outcome.status or 0, outcome.from_upstream and 1 or 0, outcome.retry_after_ms or -1, err, #err, buffer, capacity, length))
+end
+
+function Request:body()
+  return result(self.handle, lib.weir_request_body(self.handle, buffer, capacity, length))
+end
+
+local function head_of(first, headers)
+  local lines = { first }
+  for name, value in pairs(headers) do
+    if type(value) == "table" then
+      for _, one in ipairs(value) do
+        lines[#lines + 1] = name .. ": " .. tostring(one):gsub("[\r\n]", " ")
+      end
+    else
+      lines[#lines + 1] = name .. ": " .. tostring(value):gsub("[\r\n]", " ")
+    end
+  end
+  return table.concat(lines, "\n")
+end
+
+function Request:answer(status, headers)
+  local head = head_of(nil, headers)
+  local text, why, failure = result(self.handle, lib.weir_request_answer(self.handle, status, head, #head, buffer, capacity, length))
+  if not text then return nil, why, failure end
+  local strips, count, at = text:match("^(%d)\n(%d+)\n()")
+  local answer = { strips = strips == "1" }
+  answer.remove, at = names_at(text, at, tonumber(count))
+  count, at = text:match("^(%d+)\n()", at)
+  answer.set = pairs_at(text, at, tonumber(count))
+  return answer
+end
+
+function Request:feed(chunk, last)
+  local code = lib.weir_request_feed(self.handle, chunk, #chunk, last and 1 or 0, buffer, capacity, length)
+  if code == UNCHANGED then return chunk, false end
+  local text, why, failure = result(self.handle, code)
+  if not text then return nil, why, failure end
+  return text, code == STOP
+end
+
+function Request:finish(ending)
+  return result(self.handle, lib.weir_request_end(self.handle, ending.status or 0, ending.client_gone and 1 or 0, ending.complete and 1 or 0, buffer, capacity, length))
+end
+
+function Request:free()
+  local handle = self.handle
+  if handle then
+    self.handle = nil
+    ffi.gc(handle, nil)
+    lib.weir_request_free(handle)
+  end
+end
+
+local Engine = {}
+Engine.__index = Engine
+
+--- `asked`: path, headers (a table), body, and the proxy's own word for who calls: account, tier.
+function Engine:begin(asked)
+  local first = asked.path
+  if asked.account then first = first .. "\n:account: " .. asked.account end
+  if asked.tier then first = first .. "\n:tier: " .. asked.tier end
+  local head, body = head_of(first, asked.headers or {}), asked.body or ""
+  local code = lib.weir_request_begin(self.handle, head, #head, body, #body, request_out, buffer, capacity, length)
+  if code < 0 then return failed(code) end
+  local library = lib
+  -- The library stays in the finalizer's hands: it must outlive every handle.
+  local handle = ffi.gc(request_out[0], function(held) library.weir_request_free(held) end)
+  local request = setmetatable({ handle = handle }, Request)
+  local step, why, failure = stepped(request, code)
+  if not step then
+    request:free()
+    return nil, why, failure
+  end
+  return request, step
+end
+
+function Engine:generation()
+  return tonumber(lib.weir_engine_generation(self.handle))
+end
+
+local function whole(call, handle)
+  local code = call(handle, buffer, capacity, length)
+  if code == TOO_SMALL then
+    grow(tonumber(length[0]))
+    code = call(handle, buffer, capacity, length)
+  end
+  if code ~= 0 then return failed(code) end
+  return ffi.string(buffer, length[0])
+end
+
+function Engine:problems() return whole(lib.weir_engine_problems, self.handle) end
+
+function Engine:metrics() return whole(lib.weir_engine_metrics, self.handle) end
+
+function Engine:close()
+  local handle = self.handle
+  if handle then
+    self.handle = nil
+    ffi.gc(handle, nil)
+    lib.weir_engine_close(handle)
+  end
+end
+
+local function quoted(text)
+  return '"' .. tostring(text):gsub('[%c"\\]', function(char) return ("\\u%04x"):format(char:byte()) end) .. '"'
+end
+
+--- Opens an engine. `settings`: routing, prices, and if wanted credit, node (true: a weir node admits and settles),
+-- when_node_is_away ("refuse" or "config_only"), remember_s, library (a path).
+function _M.open(settings)
+  local loaded, why = load_library(settings.library)
+  if not loaded then return nil, why end
+  local fields = {}
+  for name, value in pairs(settings) do
+    if name ~= "library" then
+      fields[#fields + 1] = quoted(name) .. ":" .. (type(value) == "string" and quoted(value) or tostring(value))
+    end
+  end
+  local text = "{" .. table.concat(fields, ",") .. "}"
+  local code = lib.weir_engine_open(text, #text, engine_out, buffer, capacity, length)
+  if code == -1 then return nil, ffi.string(buffer, length[0]), code end
+  if code ~= 0 then return failed(code) end
+  local library = lib
+  local handle = ffi.gc(engine_out[0], function(held) library.weir_engine_close(held) end)
+  return setmetatable({ handle = handle }, Engine)
+end
+
+return _M

@@ -1,0 +1,100 @@
+//! What a node says about a caller, and what is remembered of it for the times when the node is away.
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::sync::Arc;
+use weir::engine::policy::{self, Scopes};
+use zeroize::Zeroizing;
+
+/// Who calls, as far as a plan must know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Who {
+    /// Who pays.
+    pub account: String,
+    /// Which of its keys.
+    pub key_id: String,
+    /// The tier, if there is one.
+    pub tier: Option<String>,
+    /// What the key was cut down to.
+    pub scopes: Scopes,
+    /// Targets without a price are closed to it.
+    pub has_budget: bool,
+}
+
+/// A caller the node admitted.
+#[derive(Debug, Clone)]
+pub struct Remembered {
+    /// Who it was.
+    pub who: Who,
+    /// Until when the node's word holds.
+    pub until_ms: u64,
+}
+
+/// A key to send, and whose it is.
+pub struct Payment {
+    /// The key; `None`: the provider needs none.
+    pub key: Option<Zeroizing<String>>,
+    /// The caller's own.
+    pub own: bool,
+}
+
+/// The node's yes.
+pub struct Admission {
+    /// The node's id of the request: the row's.
+    pub request_id: String,
+    /// Who calls.
+    pub who: Who,
+    /// The seed of the plan's choices: the node planned with it, too.
+    pub draw: u64,
+    /// A cap on the output that the balance sets.
+    pub output_cap: Option<u64>,
+    /// Output tokens the reservation covers; `None`: no bound.
+    pub covered_tokens: Option<u64>,
+    /// Rate-limit headers for the client.
+    pub headers: Vec<(String, String)>,
+    /// The keys of the providers that may be asked.
+    pub payments: HashMap<Arc<str>, Payment>,
+}
+
+impl Who {
+    /// A caller nobody vouches for beyond the proxy that let it in.
+    pub fn of_proxy(account: Option<&str>, tier: Option<&str>) -> Who {
+        Who { account: account.unwrap_or("proxy").into(), key_id: "proxy".into(), tier: tier.map(Into::into), scopes: policy::OPEN, has_budget: false }
+    }
+}
+
+impl Admission {
+    /// Reads the node's answer. `None`: it is not one.
+    pub fn parse(body: &[u8]) -> Option<Admission> {
+        let mut document: Value = serde_json::from_slice(body).ok()?;
+        let text = |name: &str| document.get(name).and_then(Value::as_str).map(str::to_owned);
+        let who = Who {
+            account: text("account")?,
+            key_id: text("key_id")?,
+            tier: text("tier"),
+            scopes: serde_json::from_value(document.get("scopes")?.clone()).ok()?,
+            has_budget: document.get("has_budget")?.as_bool()?,
+        };
+        let headers = document.get("headers").and_then(Value::as_object).map(|map| {
+            map.iter().filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
+        });
+        let (request_id, draw) = (text("request_id")?, document.get("draw")?.as_u64()?);
+        let (output_cap, covered_tokens) = (document.get("output_cap").and_then(Value::as_u64), document.get("covered_tokens").and_then(Value::as_u64));
+        let mut payments = HashMap::new();
+        for (provider, payment) in document.get_mut("keys")?.as_object_mut()? {
+            let own = payment.get("own")?.as_bool()?;
+            let key = match payment.get_mut("key").map(Value::take) {
+                Some(Value::String(key)) => Some(Zeroizing::new(key)),
+                _ => None,
+            };
+            payments.insert(Arc::from(provider.as_str()), Payment { key, own });
+        }
+        Some(Admission { request_id, who, draw, output_cap, covered_tokens, headers: headers.unwrap_or_default(), payments })
+    }
+}
+
+/// What a credential is remembered by.
+pub fn digest(credential: &str) -> [u8; 32] {
+    Sha256::digest(credential.as_bytes()).into()
+}

@@ -1,0 +1,343 @@
+//! The C interface, as `include/weir.h` declares and documents it. Every export catches panics (-2) and takes bytes with their
+//! length; nothing here keeps a pointer it was given.
+
+use crate::engine::Engine;
+use crate::request::{Fed, Request};
+use crate::settings::Settings;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::slice;
+
+/// Version of this interface. A binding refuses another.
+pub const ABI_VERSION: u32 = 1;
+/// Done.
+pub const OK: i32 = 0;
+/// The chunk goes out as it came; nothing was written.
+pub const UNCHANGED: i32 = 1;
+/// The buffer is too small; the length is what is needed. [`weir_request_result`] gives the result again.
+pub const TOO_SMALL: i32 = 2;
+/// The request has ended before.
+pub const ENDED: i32 = 3;
+/// As 0, and nothing may follow.
+pub const STOP: i32 = 4;
+/// A null pointer, or settings that cannot be used.
+pub const BAD_ARGUMENT: i32 = -1;
+/// The library panicked. The handle is to be freed and not used again.
+pub const PANICKED: i32 = -2;
+
+/// A request behind a C handle, with its last result.
+pub struct Handle {
+    request: Option<Request>,
+    result: Vec<u8>,
+}
+
+fn guarded(work: impl FnOnce() -> i32) -> i32 {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(PANICKED)
+}
+
+/// The bytes of a pointer and a length; nothing for a null pointer.
+///
+/// # Safety
+/// `data` is null or points to `length` bytes that live and stay as they are for `'a`.
+unsafe fn bytes<'a>(data: *const u8, length: usize) -> &'a [u8] {
+    if data.is_null() || length == 0 {
+        return &[];
+    }
+    // SAFETY: the caller's promise, for a pointer that is not null.
+    unsafe { slice::from_raw_parts(data, length) }
+}
+
+/// Copies `result` out if it fits, and says how long it is.
+///
+/// # Safety
+/// `buffer` is null or points to `capacity` bytes to write to; `length` is null or points to a `size_t`.
+unsafe fn give(result: &[u8], buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+    if length.is_null() {
+        return BAD_ARGUMENT;
+    }
+    // SAFETY: not null, and the caller's promise.
+    unsafe { *length = result.len() };
+    if result.len() > capacity || buffer.is_null() {
+        return if result.is_empty() { OK } else { TOO_SMALL };
+    }
+    // SAFETY: there is room for the result, and what a caller lends is not memory of ours.
+    unsafe { std::ptr::copy_nonoverlapping(result.as_ptr(), buffer, result.len()) };
+    OK
+}
+
+/// The interface's version.
+#[unsafe(no_mangle)]
+pub extern "C" fn weir_abi_version() -> u32 {
+    ABI_VERSION
+}
+
+/// Opens an engine; on -1 the buffer holds the reason.
+///
+/// # Safety
+/// As `include/weir.h` says: the pointers are null or valid for their lengths.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_engine_open(settings: *const u8, settings_length: usize, engine: *mut *mut Engine, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+    guarded(|| {
+        if engine.is_null() || length.is_null() {
+            return BAD_ARGUMENT;
+        }
+        // SAFETY: the function's own conditions.
+        let text = unsafe { bytes(settings, settings_length) };
+        match Settings::parse(text).and_then(Engine::open) {
+            Ok(opened) => {
+                // SAFETY: not null; the handle is the caller's until weir_engine_close.
+                unsafe {
+                    *length = 0;
+                    *engine = Box::into_raw(Box::new(opened));
+                }
+                OK
+            }
+            Err(why) => {
+                let shown = why.as_bytes();
+                // SAFETY: the function's own conditions. A reason that does not fit is cut.
+                unsafe { give(&shown[..shown.len().min(capacity)], buffer, capacity, length) };
+                BAD_ARGUMENT
+            }
+        }
+    })
+}
+
+/// Closes an engine. Requests begun with it may go on.
+///
+/// # Safety
+/// `engine` is null or came from [`weir_engine_open`] and was not closed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_engine_close(engine: *mut Engine) {
+    guarded(|| {
+        if !engine.is_null() {
+            // SAFETY: it came from Box::into_raw and is given back once.
+            drop(unsafe { Box::from_raw(engine) });
+        }
+        OK
+    });
+}
+
+/// Snapshots loaded so far; 0 for a null pointer.
+///
+/// # Safety
+/// `engine` is null or an open engine.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_engine_generation(engine: *const Engine) -> u64 {
+    // SAFETY: the function's own condition.
+    let engine = unsafe { engine.as_ref() };
+    catch_unwind(AssertUnwindSafe(|| engine.map_or(0, |engine| {
+        engine.arm();
+        engine.generation()
+    }))).unwrap_or(0)
+}
+
+/// What is wrong with the files as they are now.
+///
+/// # Safety
+/// As `include/weir.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_engine_problems(engine: *const Engine, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+    guarded(|| {
+        // SAFETY: null or an open engine.
+        let Some(engine) = (unsafe { engine.as_ref() }) else { return BAD_ARGUMENT };
+        // SAFETY: the function's own conditions.
+        unsafe { give(engine.problems().as_bytes(), buffer, capacity, length) }
+    })
+}
+
+/// Prometheus text.
+///
+/// # Safety
+/// As `include/weir.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_engine_metrics(engine: *const Engine, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+    guarded(|| {
+        // SAFETY: null or an open engine.
+        let Some(engine) = (unsafe { engine.as_ref() }) else { return BAD_ARGUMENT };
+        // SAFETY: the function's own conditions.
+        unsafe { give(engine.metrics().as_bytes(), buffer, capacity, length) }
+    })
+}
+
+/// Begins a request. A handle is made whatever the step is.
+///
+/// # Safety
+/// As `include/weir.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_request_begin(
+    engine: *const Engine, head: *const u8, head_length: usize, body: *const u8, body_length: usize, request: *mut *mut Handle,
+    buffer: *mut u8, capacity: usize, length: *mut usize,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: null or an open engine.
+        let Some(engine) = (unsafe { engine.as_ref() }) else { return BAD_ARGUMENT };
+        if request.is_null() {
+            return BAD_ARGUMENT;
+        }
+        // SAFETY: the function's own conditions.
+        let (head, body) = unsafe { (bytes(head, head_length), bytes(body, body_length)) };
+        let (begun, step) = match Request::begin(engine, head, body) {
+            Ok((begun, step)) => (Some(begun), step),
+            Err(step) => (None, step),
+        };
+        let handle = Box::new(Handle { request: begun, result: step.pack() });
+        // SAFETY: the function's own conditions.
+        let code = unsafe { give(&handle.result, buffer, capacity, length) };
+        // SAFETY: not null; the handle is the caller's until weir_request_free.
+        unsafe { *request = Box::into_raw(handle) };
+        code
+    })
+}
+
+/// Runs `work` on a handle and gives its result.
+///
+/// # Safety
+/// `request` is null or a handle not freed; the others as for [`give`].
+unsafe fn with(request: *mut Handle, buffer: *mut u8, capacity: usize, length: *mut usize, work: impl FnOnce(&mut Request, &mut Vec<u8>) -> i32) -> i32 {
+    guarded(|| {
+        // SAFETY: the function's own condition; a handle is used by one thread.
+        let Some(handle) = (unsafe { request.as_mut() }) else { return BAD_ARGUMENT };
+        let Some(inner) = &mut handle.request else { return ENDED };
+        handle.result.clear();
+        let code = work(inner, &mut handle.result);
+        if code != OK && code != STOP {
+            return code;
+        }
+        // SAFETY: the function's own conditions.
+        match unsafe { give(&handle.result, buffer, capacity, length) } {
+            OK => code,
+            other => other,
+        }
+    })
+}
+
+/// The last result again, for a buffer that was too small.
+///
+/// # Safety
+/// As `include/weir.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_request_result(request: *const Handle, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+    guarded(|| {
+        // SAFETY: null or a handle not freed.
+        let Some(handle) = (unsafe { request.as_ref() }) else { return BAD_ARGUMENT };
+        // SAFETY: the function's own conditions.
+        unsafe { give(&handle.result, buffer, capacity, length) }
+    })
+}
+
+/// Takes the node's answer to an admission; status 0: there was none.
+///
+/// # Safety
+/// As `include/weir.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_request_admitted(request: *mut Handle, status: u32, answer: *const u8, answer_length: usize, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+    // SAFETY: the function's own conditions.
+    unsafe {
+        let answer = bytes(answer, answer_length);
+        with(request, buffer, capacity, length, |request, out| {
+            *out = request.admitted(u16::try_from(status).unwrap_or(0), answer).pack();
+            OK
+        })
+    }
+}
+
+/// The attempt under way failed: what now.
+///
+/// # Safety
+/// As `include/weir.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_request_next(
+    request: *mut Handle, status: u32, from_upstream: u32, retry_after_ms: i64, error: *const u8, error_length: usize, buffer: *mut u8,
+    capacity: usize, length: *mut usize,
+) -> i32 {
+    // SAFETY: the function's own conditions.
+    unsafe {
+        let error = bytes(error, error_length);
+        with(request, buffer, capacity, length, |request, out| {
+            *out = request.next(u16::try_from(status).unwrap_or(0), from_upstream != 0, u64::try_from(retry_after_ms).ok(), error).pack();
+            OK
+        })
+    }
+}
+
+/// The body of the attempt under way.
+///
+/// # Safety
+/// As `include/weir.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_request_body(request: *mut Handle, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+    // SAFETY: the function's own conditions.
+    unsafe {
+        with(request, buffer, capacity, length, |request, out| {
+            request.write_body(out);
+            OK
+        })
+    }
+}
+
+/// An answer begins.
+///
+/// # Safety
+/// As `include/weir.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_request_answer(request: *mut Handle, status: u32, head: *const u8, head_length: usize, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+    // SAFETY: the function's own conditions.
+    unsafe {
+        let head = bytes(head, head_length);
+        with(request, buffer, capacity, length, |request, out| {
+            let mut text = String::with_capacity(512);
+            request.answer(u16::try_from(status).unwrap_or(0), head, &mut text);
+            out.extend_from_slice(text.as_bytes());
+            OK
+        })
+    }
+}
+
+/// A chunk of the answer.
+///
+/// # Safety
+/// As `include/weir.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_request_feed(request: *mut Handle, chunk: *const u8, chunk_length: usize, last: u32, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+    // SAFETY: the function's own conditions.
+    unsafe {
+        let chunk = bytes(chunk, chunk_length);
+        with(request, buffer, capacity, length, |request, out| match request.feed(chunk, last != 0, out) {
+            Fed::Unchanged => UNCHANGED,
+            Fed::Changed => OK,
+            Fed::Stop => STOP,
+        })
+    }
+}
+
+/// Ends the request: its row.
+///
+/// # Safety
+/// As `include/weir.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_request_end(request: *mut Handle, status: u32, client_gone: u32, complete: u32, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+    // SAFETY: the function's own conditions.
+    unsafe {
+        with(request, buffer, capacity, length, |request, out| match request.end(u16::try_from(status).unwrap_or(0), client_gone != 0, complete != 0) {
+            Some(row) => {
+                out.extend_from_slice(row.as_bytes());
+                OK
+            }
+            None => ENDED,
+        })
+    }
+}
+
+/// Frees a request.
+///
+/// # Safety
+/// `request` is null or came from [`weir_request_begin`] and was not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_request_free(request: *mut Handle) {
+    guarded(|| {
+        if !request.is_null() {
+            // SAFETY: it came from Box::into_raw and is given back once.
+            drop(unsafe { Box::from_raw(request) });
+        }
+        OK
+    });
+}

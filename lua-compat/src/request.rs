@@ -1,0 +1,605 @@
+//! One request, from its head to its row.
+//!
+//! `begin` → (`admitted`) → `attempt`, and `next` after each that failed → `answer` → `feed` … → `end`.
+
+use crate::admission::{Admission, Payment, Remembered, Who, digest};
+use crate::engine::{Engine, Snapshot, now_ms};
+use crate::packed::{Step, Try};
+use crate::row::{End, Row};
+use crate::settings::Away;
+use bytes::Bytes;
+use serde_json::json;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use weir::engine::catalog::{BaseUrl, Provider, TargetPrice};
+use weir::engine::dialect::{Dialect, Endpoint};
+use weir::engine::health::{InFlight, KeyState};
+use weir::engine::id::RequestId;
+use weir::engine::meter::{StreamMeter, Tally, Watch};
+use weir::engine::money::{Credits, Factor, Usd, charge};
+use weir::engine::outbound;
+use weir::engine::peek::{self, Peek};
+use weir::engine::policy::ByokWish;
+use weir::engine::provider::{Auth, spec};
+use weir::engine::refusal::denied::{self, Failure};
+use weir::engine::refusal::{Refusal, UpstreamFailure};
+use weir::engine::route::{self, Ask, Attempt, Caller, Draw, Outcome, Payer, Plan, Verdict};
+use weir::engine::tokens;
+
+/// When to come again while the node is away.
+const AWAY_RETRY_MS: u64 = 1_000;
+
+/// Framing is the proxy's own on either side: it writes these itself.
+const FRAMING: [&str; 5] = ["connection", "content-length", "host", "keep-alive", "transfer-encoding"];
+
+/// One request.
+pub struct Request {
+    engine: Engine,
+    snapshot: Arc<Snapshot>,
+    head: Head,
+    endpoint: Endpoint,
+    body: Bytes,
+    peek: Peek,
+    prompt_tokens: u64,
+    request_id: String,
+    started_ms: u64,
+    who: Who,
+    admission: Option<Admission>,
+    plan: Option<Plan>,
+    current: Option<Current>,
+    attempts: u32,
+    answer: Option<Answering>,
+    status: u16,
+    first_event_ms: Option<u64>,
+    ended: bool,
+}
+
+/// What a request's head says.
+#[derive(Debug, Clone, Default)]
+pub struct Head {
+    /// The path, without its query.
+    pub path: String,
+    /// The account the proxy vouches for.
+    pub account: Option<String>,
+    /// The tier the proxy vouches for.
+    pub tier: Option<String>,
+    /// The client's headers, names in lower case.
+    pub headers: Vec<(String, String)>,
+}
+
+/// The attempt under way.
+struct Current {
+    attempt: Attempt,
+    provider: Arc<Provider>,
+    own_key: bool,
+    key: Option<zeroize::Zeroizing<String>>,
+    body: Option<Vec<Bytes>>,
+    watch: Watch,
+    was_fallback: bool,
+    started_ms: u64,
+    _in_flight: InFlight,
+}
+
+/// An answer on its way.
+struct Answering {
+    meter: StreamMeter,
+    is_stream: bool,
+    stopped: bool,
+}
+
+/// What became of a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fed {
+    /// It goes out as it came.
+    Unchanged,
+    /// What goes out is in the buffer.
+    Changed,
+    /// What goes out is in the buffer, and nothing after it: the balance is used up.
+    Stop,
+}
+
+impl Head {
+    /// Reads `path`, then a line for each header: `name: value`. `:account` and `:tier` are the proxy's word, not the client's.
+    pub fn parse(text: &[u8]) -> Head {
+        let mut head = Head::default();
+        for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
+            let line = String::from_utf8_lossy(line);
+            if index == 0 {
+                head.path = line.split('?').next().unwrap_or_default().to_owned();
+                continue;
+            }
+            let at = line.get(1..).and_then(|rest| rest.find(':')).map(|at| at + 1);
+            let Some((name, value)) = at.map(|at| (&line[..at], line[at + 1..].trim())) else { continue };
+            match name {
+                ":account" => head.account = Some(value.to_owned()),
+                ":tier" => head.tier = Some(value.to_owned()),
+                _ => head.headers.push((name.to_ascii_lowercase(), value.to_owned())),
+            }
+        }
+        head
+    }
+
+    fn value(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(held, _)| held == name).map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+    }
+
+    /// What the caller presents.
+    fn credential(&self) -> Option<&str> {
+        if let Some(value) = self.value("authorization") {
+            let (scheme, token) = value.split_once(' ')?;
+            return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim());
+        }
+        self.value("x-api-key").or_else(|| self.value("api-key"))
+    }
+}
+
+impl Request {
+    /// Reads a request. `Err`: the answer to give instead.
+    pub fn begin(engine: &Engine, head: &[u8], body: &[u8]) -> Result<(Request, Step), Step> {
+        engine.arm();
+        let head = Head::parse(head);
+        #[cfg(feature = "panic-test")]
+        if head.value("x-weir-panic").is_some() {
+            panic!("asked to");
+        }
+        let Some(endpoint) = Endpoint::of_path(&head.path) else { return Err(refuse(&Refusal::UnknownPath, Dialect::OpenAi)) };
+        let body = Bytes::copy_from_slice(body);
+        let content_type = head.value("content-type").unwrap_or("");
+        let read = if endpoint.is_multipart() { peek::multipart(content_type, &body) } else { peek::json(endpoint, &body) };
+        let peek = read.map_err(|bad| refuse(&Refusal::BadBody(bad), endpoint.dialect()))?;
+        if peek.names_other_models {
+            return Err(refuse(&Refusal::OtherModels, endpoint.dialect()));
+        }
+        let started_ms = now_ms();
+        let random = (u128::from(engine.random()) << 64) | u128::from(engine.random());
+        let request_id = RequestId::new(started_ms, random).text().as_str().to_owned();
+        let prompt_tokens = outbound::prompt_tokens(peek.model.as_deref().unwrap_or_default(), &peek);
+        let mut request = Request {
+            engine: engine.clone(),
+            snapshot: engine.inner.snapshot.load_full(),
+            who: Who::of_proxy(head.account.as_deref(), head.tier.as_deref()),
+            head, endpoint, body, peek, prompt_tokens, request_id, started_ms,
+            admission: None, plan: None, current: None, attempts: 0, answer: None, status: 200, first_event_ms: None, ended: false,
+        };
+        engine.inner.counts.open.fetch_add(1, Relaxed);
+        let step = match engine.away() {
+            Some(_) => Step::Admit(request.ask()),
+            None => request.plan_and_try(engine.random()),
+        };
+        Ok((request, step))
+    }
+
+    /// The body of `POST /plugin/v1/admit`: what steers, never what is said.
+    fn ask(&self) -> String {
+        let steering = ["x-power-level", "x-task-type", "x-weir-byok", "idempotency-key"];
+        let headers: serde_json::Map<_, _> = steering.iter().filter_map(|name| Some(((*name).to_owned(), self.head.value(name)?.into()))).collect();
+        let peek = &self.peek;
+        json!({
+            "key": self.head.credential(), "path": self.endpoint.path(), "headers": headers, "model": peek.model, "stream": peek.stream,
+            "max_output": peek.max_output, "choices": peek.choices, "needs": peek.needs.0, "text_bytes": peek.text_bytes,
+            "token_ids": peek.token_ids, "messages": peek.messages, "images": peek.images, "prefix_hash": peek.prefix_hash,
+        })
+        .to_string()
+    }
+
+    /// Takes the node's answer; `status` 0: there was none in time.
+    pub fn admitted(&mut self, status: u16, body: &[u8]) -> Step {
+        let credential = self.head.credential().map(digest);
+        match status {
+            200 => {
+                let Some(admission) = Admission::parse(body) else { return self.refuse(&Refusal::Internal) };
+                if let (Some(digest), Some(Away::ConfigOnly(remember))) = (credential, self.engine.away()) {
+                    let until_ms = self.started_ms.saturating_add(remember.as_millis() as u64);
+                    self.engine.remember(digest, Remembered { who: admission.who.clone(), until_ms });
+                }
+                self.who = admission.who.clone();
+                self.request_id.clone_from(&admission.request_id);
+                let draw = admission.draw;
+                self.admission = Some(admission);
+                self.plan_and_try(draw)
+            }
+            // The node is there and says no: its words are the caller's. What it said before about the key no longer holds.
+            400..500 => {
+                if let (401, Some(digest)) = (status, credential) {
+                    self.engine.forget(&digest);
+                }
+                self.relay_refusal(status, body)
+            }
+            _ => {
+                let known = credential.and_then(|digest| self.engine.recall(&digest)).filter(|known| known.until_ms > self.started_ms);
+                match (self.engine.away(), known) {
+                    (Some(Away::ConfigOnly(_)), Some(known)) => {
+                        self.who = known.who;
+                        self.plan_and_try(self.engine.random())
+                    }
+                    _ => self.refuse(&Refusal::LedgerStopped { retry_after_ms: AWAY_RETRY_MS }),
+                }
+            }
+        }
+    }
+
+    fn relay_refusal(&mut self, status: u16, body: &[u8]) -> Step {
+        #[derive(Default)]
+        struct Said {
+            headers: Vec<(String, String)>,
+            body: String,
+        }
+        let document: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        let mut said = Said::default();
+        if let Some(headers) = document.get("headers").and_then(|headers| headers.as_object()) {
+            said.headers.extend(headers.iter().filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))));
+        }
+        if let Some(text) = document.get("body").and_then(|text| text.as_str()) {
+            said.body = text.to_owned();
+        }
+        self.status = status;
+        said.headers.push(("content-type".into(), "application/json".into()));
+        Step::Refuse { status, headers: said.headers, body: said.body }
+    }
+
+    fn plan_and_try(&mut self, draw: u64) -> Step {
+        let byok = match self.head.value("x-weir-byok").map(str::to_ascii_lowercase).as_deref() {
+            None => ByokWish::Unspecified,
+            Some("prefer") => ByokWish::Prefer,
+            Some("require") => ByokWish::Require,
+            Some("never") => ByokWish::Never,
+            Some(_) => return self.refuse(&Refusal::BadHeader { name: "X-Weir-Byok", expected: "prefer, require or never" }),
+        };
+        let catalog = &self.snapshot.catalog;
+        let named = self.who.tier.as_deref().or(catalog.routing.default_tier.as_deref());
+        let tier = match named {
+            None => None,
+            Some(name) => match catalog.tiers.get(name) {
+                Some(tier) => Some(tier.clone()),
+                None => return self.refuse(&Refusal::UnknownTier { tier: name.into() }),
+            },
+        };
+        let states: HashMap<Arc<str>, Arc<KeyState>> = self.admission.iter().flat_map(|admission| &admission.payments)
+            .filter(|(_, payment)| payment.own).map(|(name, _)| (name.clone(), Arc::default())).collect();
+        let own_key = |provider: &Provider| states.get(&provider.name).cloned();
+        let model = self.peek.model.as_deref().unwrap_or_default();
+        let ask = Ask {
+            model,
+            level_header: self.head.value("x-power-level"),
+            task: self.head.value("x-task-type"),
+            endpoint: self.endpoint,
+            needs: self.peek.needs,
+            prompt_tokens: self.prompt_tokens,
+            max_output: self.peek.max_output,
+            byok,
+            prefix_hash: self.peek.prefix_hash,
+        };
+        let caller = Caller { tier: tier.as_deref(), scopes: &self.who.scopes, has_budget: self.who.has_budget, own_key: &own_key };
+        match route::plan(catalog, &ask, &caller, self.started_ms, Draw(draw), None) {
+            Ok(plan) => {
+                self.plan = Some(plan);
+                self.attempt()
+            }
+            Err(no) => {
+                let refusal = denied::refusal(no, model, None);
+                self.refuse(&refusal)
+            }
+        }
+    }
+
+    /// The next attempt for which there is a key.
+    fn attempt(&mut self) -> Step {
+        loop {
+            let now_ms = now_ms();
+            let Some(attempt) = self.plan.as_mut().and_then(|plan| plan.next(now_ms)) else {
+                let model = self.peek.model.as_deref().unwrap_or_default().into();
+                return self.refuse(&Refusal::NoPayer { model });
+            };
+            match self.payment(&attempt) {
+                Some((key, own_key)) => {
+                    self.attempts += 1;
+                    self.engine.inner.counts.attempts.fetch_add(1, Relaxed);
+                    return self.prepare(attempt, key, own_key, now_ms);
+                }
+                None => {
+                    if let Some(plan) = &mut self.plan {
+                        plan.after(&attempt, &Outcome::Cancelled, now_ms);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The key for an attempt and whether it is the caller's own. `None`: nobody can pay there.
+    fn payment(&self, attempt: &Attempt) -> Option<(Option<zeroize::Zeroizing<String>>, bool)> {
+        let provider = &attempt.target.provider;
+        if let Some(admission) = &self.admission {
+            let Payment { key, own } = admission.payments.get(&provider.name)?;
+            return (*own == matches!(attempt.payer, Payer::Own(_))).then(|| (key.clone(), *own));
+        }
+        let key = self.snapshot.keys.get(&provider.name).cloned();
+        (key.is_some() || provider.key.is_none()).then_some((key, false))
+    }
+
+    fn prepare(&mut self, attempt: Attempt, key: Option<zeroize::Zeroizing<String>>, own_key: bool, now_ms: u64) -> Step {
+        let provider = attempt.target.provider.clone();
+        let row = spec(provider.kind);
+        let cap = self.admission.as_ref().and_then(|admission| admission.output_cap);
+        let edits = outbound::edits(self.endpoint, &self.peek, row, &attempt, cap);
+        let strip_usage = edits.include_usage;
+        let mut pieces = Vec::with_capacity(6);
+        peek::edit(self.endpoint, &self.body, &self.peek, &edits, &mut pieces);
+        let unchanged = pieces.len() == 1 && pieces[0].len() == self.body.len() && pieces[0].as_ptr() == self.body.as_ptr();
+        let body_bytes = pieces.iter().map(Bytes::len).sum();
+        let mut uri = String::with_capacity(64);
+        row.write_path(&provider, self.endpoint, &attempt.target.upstream_model, &mut uri);
+        let mut remove: Vec<String> = self.head.headers.iter()
+            .filter(|(name, _)| !outbound::crosses_up(name, own_key) && !FRAMING.contains(&name.as_str())).map(|(name, _)| name.clone()).collect();
+        // Whatever another attempt may have set.
+        for name in ["authorization", "x-api-key", "api-key", "x-goog-api-key"] {
+            if !remove.iter().any(|held| held == name) {
+                remove.push(name.into());
+            }
+        }
+        let mut set = vec![("x-request-id".to_owned(), self.request_id.clone()), ("accept-encoding".to_owned(), "identity".to_owned())];
+        for (name, value) in row.default_headers() {
+            if self.head.value(name).is_none() {
+                set.push(((*name).into(), (*value).into()));
+            }
+        }
+        if let Some(key) = &key {
+            if key.bytes().any(|byte| byte.is_ascii_control()) {
+                let model = self.peek.model.as_deref().unwrap_or_default().into();
+                return self.refuse(&Refusal::NoPayer { model });
+            }
+            set.push(match row.auth() {
+                Auth::Bearer => ("authorization".into(), format!("Bearer {}", key.as_str())),
+                Auth::Header(name) => (name.into(), key.as_str().to_owned()),
+            });
+        }
+        let was_fallback = attempt.is_fallback || self.attempts > 1;
+        let timeouts = &provider.timeouts;
+        let step = Step::Try(Box::new(Try {
+            request_id: self.request_id.clone(),
+            provider: provider.name.to_string(),
+            model: attempt.target.upstream_model.to_string(),
+            scheme: if provider.base.tls { "https" } else { "http" },
+            authority: authority(&provider.base),
+            host: provider.base.host.to_string(),
+            port: provider.base.port,
+            uri,
+            attempt: self.attempts,
+            own_key,
+            was_fallback,
+            body_bytes: (!unchanged || self.attempts > 1).then_some(body_bytes),
+            timeouts_ms: [timeouts.connect, timeouts.first_event, timeouts.between_events].map(|time| time.as_millis() as u64),
+            remove,
+            set,
+        }));
+        let watch = Watch { endpoint: self.endpoint, kind: provider.kind, family: tokens::family(&attempt.target.upstream_model), strip_usage };
+        let in_flight = attempt.target.begin();
+        self.current = Some(Current { attempt, provider, own_key, key, body: Some(pieces), watch, was_fallback, started_ms: now_ms, _in_flight: in_flight });
+        step
+    }
+
+    /// Appends the body of the attempt under way.
+    pub fn write_body(&self, out: &mut Vec<u8>) {
+        for piece in self.current.iter().filter_map(|current| current.body.as_ref()).flatten() {
+            out.extend_from_slice(piece);
+        }
+    }
+
+    /// The attempt under way failed: `status` 0 or 502 without an upstream's word is a connection that was not made or broke.
+    pub fn next(&mut self, status: u16, from_upstream: bool, retry_after_ms: Option<u64>, body: &[u8]) -> Step {
+        let Some(current) = self.current.take() else { return self.refuse(&Refusal::Internal) };
+        let error = if from_upstream { weir::engine::meter::error_of(body) } else { Default::default() };
+        let outcome = match (from_upstream, status) {
+            (true, code) => Outcome::Status { code, retry_after_ms, error_code: &error.code, message: &error.message },
+            (false, 504) => Outcome::Timeout(route::TimeoutPhase::FirstEvent),
+            (false, _) => Outcome::Connect,
+        };
+        let said = if from_upstream { error.message.as_str() } else { "no answer" };
+        let failure = Failure {
+            said: UpstreamFailure::new(current.provider.name.clone(), from_upstream.then_some(status), said, current.key.as_ref().map(|key| key.as_str())),
+            is_about_money: outcome.is_about_money(),
+        };
+        let Some(plan) = &mut self.plan else { return self.refuse(&Refusal::Internal) };
+        let verdict = plan.after(&current.attempt, &outcome, now_ms());
+        match verdict {
+            Verdict::TryNext => self.attempt(),
+            Verdict::Refuse(no) => {
+                let refusal = denied::refusal(no, self.peek.model.as_deref().unwrap_or_default(), Some(failure));
+                self.current = Some(current);
+                self.refuse(&refusal)
+            }
+            Verdict::ReturnUpstream | Verdict::Committed | Verdict::EndStream | Verdict::Drop => {
+                self.status = status;
+                self.current = Some(current);
+                Step::Pass
+            }
+        }
+    }
+
+    /// An answer begins. Appends the header names to take out and those to put in, as the packed attempt has them.
+    pub fn answer(&mut self, status: u16, head: &[u8], out: &mut String) {
+        use std::fmt::Write;
+        let head = Head::parse(&[b"\n", head].concat());
+        let remove: Vec<&str> = head.headers.iter().map(|(name, _)| name.as_str())
+            .filter(|name| !outbound::crosses_down(name) && !FRAMING.contains(name)).collect();
+        let mut set = vec![("x-request-id".to_owned(), self.request_id.clone())];
+        if let Some(current) = &mut self.current {
+            let flag = |is: bool| if is { "true" } else { "false" }.to_owned();
+            set.push(("x-provider-used".into(), current.provider.name.to_string()));
+            set.push(("x-model-used".into(), current.attempt.target.upstream_model.to_string()));
+            set.push(("x-used-byok".into(), flag(current.own_key)));
+            set.push(("x-was-fallback".into(), flag(current.was_fallback)));
+            set.push(("x-weir-attempts".into(), self.attempts.to_string()));
+            // The request has gone; the memory of its body may, too.
+            current.body = None;
+            let is_stream = head.value("content-type").is_some_and(|value| value.to_ascii_lowercase().starts_with("text/event-stream"));
+            if (200..300).contains(&status) && self.answer.is_none() {
+                let now_ms = now_ms();
+                self.first_event_ms = Some(now_ms.saturating_sub(self.started_ms));
+                current.attempt.record_first_event(now_ms, now_ms.saturating_sub(current.started_ms).saturating_mul(1000));
+                if let Some(plan) = &mut self.plan {
+                    plan.after(&current.attempt, &Outcome::Ok, now_ms);
+                }
+                let meter = if is_stream { StreamMeter::new(current.watch) } else { StreamMeter::of_body(current.watch) };
+                self.answer = Some(Answering { meter, is_stream, stopped: false });
+            }
+        }
+        if let Some(admission) = &self.admission {
+            set.extend(admission.headers.iter().cloned());
+        }
+        self.status = status;
+        self.body = Bytes::new();
+        let strips = self.current.as_ref().is_some_and(|current| current.watch.strip_usage) && self.answer.as_ref().is_some_and(|answer| answer.is_stream);
+        let _ = writeln!(out, "{}\n{}", u8::from(strips), remove.len());
+        remove.iter().for_each(|name| {
+            let _ = writeln!(out, "{name}");
+        });
+        let _ = writeln!(out, "{}", set.len());
+        crate::packed::put_headers(&set, out);
+    }
+
+    /// Takes a chunk of the answer; `last`: none follows. Appends what goes out to `out` unless it is the chunk itself.
+    pub fn feed(&mut self, chunk: &[u8], last: bool, out: &mut Vec<u8>) -> Fed {
+        let Some(answer) = &mut self.answer else { return Fed::Unchanged };
+        if answer.stopped {
+            return Fed::Stop;
+        }
+        let mut pieces = Vec::with_capacity(4);
+        if !chunk.is_empty() {
+            answer.meter.feed(Bytes::copy_from_slice(chunk), &mut pieces);
+        }
+        if last && answer.is_stream {
+            answer.meter.flush(&mut pieces);
+        }
+        let covered = self.admission.as_ref().and_then(|admission| admission.covered_tokens);
+        let overdrawn = answer.is_stream && !answer.meter.ended() && covered.is_some_and(|covered| answer.meter.output_at_most() > covered && answer.meter.output_counted() > covered);
+        if !overdrawn && pieces.iter().map(Bytes::len).sum::<usize>() == chunk.len() && pieces.len() <= 1 {
+            return Fed::Unchanged;
+        }
+        pieces.iter().for_each(|piece| out.extend_from_slice(piece));
+        if overdrawn {
+            answer.stopped = true;
+            let mut event = String::from("\n\n");
+            Refusal::CreditsRanOut { upgrade_url: None }.write_event(self.endpoint, &mut event);
+            out.extend_from_slice(event.as_bytes());
+            return Fed::Stop;
+        }
+        Fed::Changed
+    }
+
+    /// Ends the request: the row. `None`: it has ended before.
+    /// `client_gone`: nobody read the answer to its end. `complete`: the upstream's answer came to its end.
+    pub fn end(&mut self, status: u16, client_gone: bool, complete: bool) -> Option<String> {
+        if self.ended {
+            return None;
+        }
+        self.ended = true;
+        if status != 0 {
+            self.status = status;
+        }
+        let mut cut = false;
+        let (mut tally, end) = match self.answer.take() {
+            None if self.current.is_some() && client_gone => {
+                let mut tally = Tally::default();
+                let family = tokens::family("");
+                tally.count(self.prompt_tokens, &mut tokens::Stream::new(family));
+                (tally, End::Cancelled)
+            }
+            None => (Tally { source: weir::engine::usage::Source::Counted, ..Tally::default() }, if self.current.is_some() { End::Failed } else { End::Refused }),
+            Some(answer) => {
+                cut = answer.is_stream && !answer.meter.ended() && !answer.meter.may_end_without_mark();
+                let failed = answer.meter.error().is_some();
+                let (mut tally, mut text) = answer.meter.finish();
+                tally.count(self.prompt_tokens, &mut text);
+                let end = if answer.stopped || (client_gone && (cut || !complete)) {
+                    End::Cancelled
+                } else if failed || cut || !complete {
+                    End::Failed
+                } else {
+                    End::Complete
+                };
+                (tally, end)
+            }
+        };
+        if cut && end == End::Failed && let (Some(plan), Some(current)) = (&mut self.plan, &self.current) {
+            plan.after(&current.attempt, &Outcome::BrokenOff, now_ms());
+        }
+        if self.answer.is_none() && end != End::Refused && tally.usage.total_tokens() > 0 {
+            tally.usage.set(weir::engine::usage::Bucket::Requests, 1);
+        }
+        let counts = &self.engine.inner.counts;
+        counts.ended[end as usize].fetch_add(1, Relaxed);
+        counts.input_tokens.fetch_add(tally.usage.input_tokens(), Relaxed);
+        counts.output_tokens.fetch_add(tally.usage.output_tokens(), Relaxed);
+        Some(self.row(end, &tally))
+    }
+
+    fn row(&self, end: End, tally: &Tally) -> String {
+        let target = self.current.as_ref().map(|current| &current.attempt.target);
+        let byok = self.current.as_ref().is_some_and(|current| current.own_key);
+        let (cost, price_id) = match target.map(|target| &target.price) {
+            Some(TargetPrice::Priced(price)) => (price.cost(&tally.usage, tally.service_tier.as_deref(), tally.reported_cost), Some(price.id().to_owned())),
+            Some(TargetPrice::Free) => (Usd(0), Some("free".to_owned())),
+            Some(TargetPrice::Unpriced) => (tally.reported_cost.unwrap_or(Usd(0)), Some("unpriced".to_owned())),
+            None => (Usd(0), None),
+        };
+        let catalog = &self.snapshot.catalog;
+        let tier = self.who.tier.as_deref().or(catalog.routing.default_tier.as_deref()).and_then(|name| catalog.tiers.get(name));
+        let multiplier = self.plan.as_ref().map_or(Factor::ONE, |plan| plan.multiplier);
+        let charged = match (byok, tier) {
+            (true, tier) => tier.map_or(Credits(0), |tier| tier.byok_fee),
+            (false, tier) => charge(cost, multiplier, tier.map_or(Factor::ZERO, |tier| tier.markup), self.engine.inner.settings.credit),
+        };
+        Row {
+            request_id: &self.request_id,
+            admitted: self.admission.is_some(),
+            started_ms: self.started_ms,
+            account: &self.who.account,
+            key_id: &self.who.key_id,
+            asked_model: self.peek.model.as_deref().unwrap_or_default(),
+            path: self.endpoint.path(),
+            level: self.plan.as_ref().and_then(|plan| plan.level.as_ref()).map(|level| &*level.name),
+            tier: tier.map(|tier| &*tier.name),
+            model: target.map(|target| &*target.model),
+            provider: target.map(|target| &*target.provider.name),
+            upstream_model: target.map(|target| &*target.upstream_model),
+            byok,
+            attempts: self.attempts,
+            was_fallback: self.current.as_ref().is_some_and(|current| current.was_fallback),
+            status: self.status,
+            end,
+            first_event_ms: self.first_event_ms,
+            duration_ms: now_ms().saturating_sub(self.started_ms),
+            tally,
+            price_id: price_id.as_deref(),
+            cost,
+            charge: charged,
+        }
+        .json()
+    }
+
+    fn refuse(&mut self, refusal: &Refusal) -> Step {
+        self.status = refusal.status();
+        refuse(refusal, self.endpoint.dialect())
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.engine.inner.counts.open.fetch_sub(1, Relaxed);
+    }
+}
+
+fn refuse(refusal: &Refusal, dialect: Dialect) -> Step {
+    let mut headers = vec![("content-type".to_owned(), "application/json".to_owned())];
+    if let Some(wait) = refusal.retry_after_s() {
+        headers.push(("retry-after".into(), wait.to_string()));
+    }
+    Step::Refuse { status: refusal.status(), headers, body: refusal.body(dialect) }
+}
+
+/// `host` or `host:port` as the `Host` header has it: the scheme's own port is left out.
+fn authority(base: &BaseUrl) -> String {
+    let host = if base.host.contains(':') { format!("[{}]", base.host) } else { base.host.to_string() };
+    if base.port == if base.tls { 443 } else { 80 } { host } else { format!("{host}:{}", base.port) }
+}
