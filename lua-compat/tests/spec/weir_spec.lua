@@ -1,0 +1,153 @@
+local weir = require "resty.weir"
+
+local function write(text)
+  local name = os.tmpname()
+  local file = assert(io.open(name, "w"))
+  file:write(text)
+  file:close()
+  return name
+end
+
+local KEY = write "sk-test-aaaaaaaaaaaaaaaa"
+local ROUTING = write([[
+[provider.one]
+kind = "openai-compatible"
+base_url = "http://one.test/v1"
+key = "file:]] .. KEY .. [["
+[model.m]
+targets = [{ provider = "one", model = "m-upstream", price = "free" }]
+]])
+local PRICES = write ""
+local LIBRARY = assert(os.getenv "WEIR_LIBRARY")
+
+local function open(more)
+  local settings = { routing = ROUTING, prices = PRICES, library = LIBRARY }
+  for name, value in pairs(more or {}) do settings[name] = value end
+  return weir.open(settings)
+end
+
+local function ask(engine, more)
+  local asked = { path = "/v1/chat/completions", headers = { authorization = "Bearer wk_client" }, body = '{"model":"m","stream":true,"messages":[]}' }
+  for name, value in pairs(more or {}) do asked[name] = value end
+  return engine:begin(asked)
+end
+
+local CONTENT = 'data: {"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":null}]}\n\n'
+local FINISH = 'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+local USAGE = 'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}}\n\n'
+local DONE = "data: [DONE]\n\n"
+
+describe("resty.weir", function()
+  it("tells what is wrong with settings and files", function()
+    local engine, why = open { routing = "/nowhere/routing.toml" }
+    assert.is_nil(engine)
+    assert.matches("/nowhere/routing.toml", why, 1, true)
+    engine, why = open { when_node_is_away = "hope" }
+    assert.is_nil(engine)
+    assert.matches("config_only", why, 1, true)
+  end)
+
+  it("plans an attempt and swaps the key", function()
+    local engine = assert(open())
+    local request, step = ask(engine)
+    assert.equal("try", step.kind)
+    assert.same({ "one", "http", "one.test", 80, "/v1/chat/completions", 1 }, { step.provider, step.scheme, step.host, step.port, step.uri, step.attempt })
+    local set = {}
+    for _, header in ipairs(step.set) do set[header[1]] = header[2] end
+    assert.equal("Bearer sk-test-aaaaaaaaaaaaaaaa", set.authorization)
+    local removed = table.concat(step.remove, " ")
+    assert.matches("authorization", removed, 1, true)
+    local body = request:body()
+    assert.matches('"m-upstream"', body, 1, true)
+    assert.matches("include_usage", body, 1, true)
+    assert.equal(#body, step.body_bytes)
+    request:free()
+  end)
+
+  it("takes its usage event out wherever the stream is cut", function()
+    local engine = assert(open())
+    local stream, expected = CONTENT .. FINISH .. USAGE .. DONE, CONTENT .. FINISH .. DONE
+    for cut = 0, #stream do
+      local request = ask(engine)
+      request:answer(200, { ["content-type"] = "text/event-stream" })
+      local out = request:feed(stream:sub(1, cut), false) .. request:feed(stream:sub(cut + 1), false) .. request:feed("", true)
+      assert.equal(expected, out)
+      local row = request:finish { status = 200, complete = true }
+      assert.matches('"end":"complete"', row, 1, true)
+      assert.matches('"input":7', row, 1, true)
+      assert.matches('"output":2', row, 1, true)
+      request:free()
+    end
+  end)
+
+  it("ends a request once", function()
+    local engine = assert(open())
+    local request = ask(engine)
+    assert.is_string(request:finish { status = 502 })
+    local row, why, code = request:finish { status = 502 }
+    assert.same({ nil, "the request has ended", 3 }, { row, why, code })
+    request:free()
+    request:free()
+  end)
+
+  it("gives results larger than its buffer", function()
+    local engine = assert(open())
+    local text = ("x"):rep(3000000)
+    local request = ask(engine, { body = '{"model":"m","messages":[{"role":"user","content":"' .. text .. '"}]}' })
+    assert.matches(text, request:body(), 1, true)
+    request:free()
+  end)
+
+  it("takes bytes that are no text", function()
+    local engine = assert(open())
+    for _, body in ipairs { "\0\255\254", "", '{"model":"\0"}' } do
+      local request, step = ask(engine, { body = body, headers = { ["x-odd"] = "\255\0" } })
+      assert.equal("refuse", step.kind)
+      request:free()
+    end
+  end)
+
+  it("survives a panic", function()
+    local engine = assert(open())
+    local request, _, code = ask(engine, { headers = { ["x-weir-panic"] = "1" } })
+    assert.is_nil(request)
+    assert.equal(-2, code)
+    assert.is_truthy((ask(engine)))
+  end)
+
+  it("asks the node, and refuses while it is away", function()
+    local engine = assert(open { node = true })
+    local request, step = ask(engine)
+    assert.equal("admit", step.kind)
+    assert.matches("wk_client", step.body, 1, true)
+    step = request:admitted(0)
+    assert.same({ "refuse", 503 }, { step.kind, step.status })
+    request:free()
+  end)
+
+  it("serves known callers from the files while the node is away, if told so", function()
+    local engine = assert(open { node = true, when_node_is_away = "config_only" })
+    local request = ask(engine)
+    local step = request:admitted(200, '{"request_id":"01J","account":"acme","key_id":"k1","tier":null,"scopes":{},"has_budget":false,"draw":1,"keys":{"one":{"key":"sk-node","own":false}}}')
+    assert.equal("try", step.kind)
+    request:free()
+    request = ask(engine)
+    step = request:admitted(0)
+    assert.equal("try", step.kind)
+    local row = request:finish { status = 502 }
+    assert.matches('"account":"acme"', row, 1, true)
+    assert.matches('"admitted":false', row, 1, true)
+    request:free()
+    request = ask(engine, { headers = { authorization = "Bearer wk_other" } })
+    assert.equal("refuse", request:admitted(0).kind)
+    request:free()
+  end)
+
+  it("leaves no handle behind", function()
+    local engine = assert(open())
+    for _ = 1, 2000 do ask(engine) end
+    collectgarbage()
+    collectgarbage()
+    assert.matches("weir_plugin_requests_open 0\n", engine:metrics(), 1, true)
+  end)
+end)
