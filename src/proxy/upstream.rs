@@ -9,7 +9,7 @@ use pingora_core::protocols::tls::CaType;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::utils::tls::WrappedX509;
 use pingora_error::ErrorType;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -166,9 +166,8 @@ impl Upstreams {
 
     /// Everything that tells one provider's connections from another's.
     fn key(&self, provider: &Provider) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        (&provider.name, provider.base.tls, &provider.base.host, provider.base.port, &provider.ca, provider.http2, provider.timeouts.connect).hash(&mut hasher);
-        hasher.finish()
+        let timeouts = &provider.timeouts;
+        self.hasher.hash_one((&provider.name, provider.base.tls, &provider.base.host, provider.base.port, &provider.ca, provider.http2, timeouts.connect))
     }
 }
 

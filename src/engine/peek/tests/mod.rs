@@ -185,12 +185,11 @@ fn body() -> impl Strategy<Value = String> {
     let space = prop::sample::select(vec!["", "", " ", "\n\t", "\r\n  "]);
     let member = (key, value, space.clone(), any::<bool>()).prop_map(|(key, value, space, is_escaped)| {
         let key = if is_escaped {
-            key.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect()
+            key.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect::<String>()
         } else {
             serde_json::to_string(&key).unwrap().trim_matches('"').replace("\n", "")
         };
-        let key = if is_escaped { format!("\"{key}\"") } else { format!("\"{key}\"") };
-        format!("{space}{key}{space}:{space}{value}{space}")
+        format!("{space}\"{key}\"{space}:{space}{value}{space}")
     });
     (prop::collection::vec(member, 0..8), "[a-z/]{1,9}", space, 0..9usize).prop_map(|(mut members, model, space, at)| {
         members.insert(at.min(members.len()), format!("\"model\":{space}\"{model}\""));

@@ -56,7 +56,12 @@ fn balance(store: &Store, account: &str) -> Option<i64> {
 fn image(store: &Store) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     // Inside a transaction nobody else writes to the database.
-    store.write(|_| Ok(copy_folder(store.path().unwrap().parent().unwrap(), copy.path()))).unwrap();
+    store
+        .write(|_| {
+            copy_folder(store.path().unwrap().parent().unwrap(), copy.path());
+            Ok(())
+        })
+        .unwrap();
     copy
 }
 
