@@ -93,7 +93,12 @@ pub fn check_files(settings: &Settings, catalog: &crate::engine::catalog::Catalo
         let checked = CertificateDer::pem_file_iter(&tls.cert)
             .and_then(|found| found.collect::<Result<Vec<_>, _>>())
             .map_err(|error| format!("listen.tls.cert: {}: {error}", tls.cert.display()))
-            .and_then(|chain| Ok((chain, PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| format!("listen.tls.key: {}: {error}", tls.key.display()))?)))
+            .and_then(|chain| {
+                Ok((
+                    chain,
+                    PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| format!("listen.tls.key: {}: {error}", tls.key.display()))?,
+                ))
+            })
             .and_then(|(chain, key)| {
                 let provider = Arc::new(rustls::crypto::ring::default_provider());
                 rustls::ServerConfig::builder_with_provider(provider)
@@ -103,7 +108,8 @@ pub fn check_files(settings: &Settings, catalog: &crate::engine::catalog::Catalo
             });
         problems.extend(checked.err());
     }
-    let mut authorities: Vec<(&str, &str)> = catalog.providers.values().filter_map(|provider| Some((&*provider.name, provider.ca.as_deref()?))).collect();
+    let mut authorities: Vec<(&str, &str)> =
+        catalog.providers.values().filter_map(|provider| Some((&*provider.name, provider.ca.as_deref()?))).collect();
     authorities.sort_unstable();
     for (provider, file) in authorities {
         let count = CertificateDer::pem_file_iter(file).map(|found| found.filter(Result::is_ok).count());
@@ -146,7 +152,15 @@ impl App {
         };
         let key_ring = Arc::new(key_ring);
         let admin_token = settings.admin_token.as_ref().map(resolve_plain).transpose().map_err(Failure::Failed)?.map(Arc::new);
-        let ledger = Ledger::start(&store, ledger::Settings { commit: if settings.ledger.strict { ledger::Commit::Strict } else { ledger::Commit::Journal }, sinks: crate::export::sinks(&settings), retention: Some(settings.ledger.retention), ..ledger::Settings::default() })?;
+        let ledger = Ledger::start(
+            &store,
+            ledger::Settings {
+                commit: if settings.ledger.strict { ledger::Commit::Strict } else { ledger::Commit::Journal },
+                sinks: crate::export::sinks(&settings),
+                retention: Some(settings.ledger.retention),
+                ..ledger::Settings::default()
+            },
+        )?;
         let accounts = ledger.accounts().clone();
         let callers = Arc::new(CallerKeys::default());
         let jwt = settings.auth.jwt.as_ref().map(Jwt::new).transpose().map_err(Failure::Failed)?.map(Arc::new);
@@ -188,7 +202,8 @@ impl App {
         let App { gateway, follower, admin_token } = self;
         let settings = &gateway.settings;
         let drain = settings.limits.drain;
-        let threads = settings.limits.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |threads| threads as usize);
+        let threads =
+            settings.limits.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |threads| threads as usize);
         let conf = ServerConf {
             threads,
             work_stealing: true,
@@ -293,7 +308,9 @@ struct Signals {
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut quit), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::quit()), signal(SignalKind::interrupt())) else {
+        let (Ok(mut terminate), Ok(mut quit), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::quit()), signal(SignalKind::interrupt()))
+        else {
             log_lines::event(Severity::Error, "signals", "cannot be watched; stopping");
             return ShutdownSignal::FastShutdown;
         };

@@ -60,7 +60,13 @@ pub struct Admission {
 impl Who {
     /// A caller nobody vouches for beyond the proxy that let it in.
     pub fn of_proxy(account: Option<&str>, tier: Option<&str>) -> Who {
-        Who { account: account.unwrap_or("proxy").into(), key_id: "proxy".into(), tier: tier.map(Into::into), scopes: policy::OPEN, has_budget: false }
+        Who {
+            account: account.unwrap_or("proxy").into(),
+            key_id: "proxy".into(),
+            tier: tier.map(Into::into),
+            scopes: policy::OPEN,
+            has_budget: false,
+        }
     }
 }
 
@@ -76,11 +82,13 @@ impl Admission {
             scopes: serde_json::from_value(document.get("scopes")?.clone()).ok()?,
             has_budget: document.get("has_budget")?.as_bool()?,
         };
-        let headers = document.get("headers").and_then(Value::as_object).map(|map| {
-            map.iter().filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
-        });
+        let headers = document
+            .get("headers")
+            .and_then(Value::as_object)
+            .map(|map| map.iter().filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect());
         let (request_id, draw) = (text("request_id")?, document.get("draw")?.as_u64()?);
-        let (output_cap, covered_tokens) = (document.get("output_cap").and_then(Value::as_u64), document.get("covered_tokens").and_then(Value::as_u64));
+        let (output_cap, covered_tokens) =
+            (document.get("output_cap").and_then(Value::as_u64), document.get("covered_tokens").and_then(Value::as_u64));
         let mut payments = HashMap::new();
         for (provider, payment) in document.get_mut("keys")?.as_object_mut()? {
             let own = payment.get("own")?.as_bool()?;

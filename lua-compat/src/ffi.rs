@@ -75,7 +75,14 @@ pub extern "C" fn weir_abi_version() -> u32 {
 /// # Safety
 /// As `include/weir.h` says: the pointers are null or valid for their lengths.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn weir_engine_open(settings: *const u8, settings_length: usize, engine: *mut *mut Engine, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+pub unsafe extern "C" fn weir_engine_open(
+    settings: *const u8,
+    settings_length: usize,
+    engine: *mut *mut Engine,
+    buffer: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
     guarded(|| {
         if engine.is_null() || length.is_null() {
             return BAD_ARGUMENT;
@@ -124,10 +131,13 @@ pub unsafe extern "C" fn weir_engine_close(engine: *mut Engine) {
 pub unsafe extern "C" fn weir_engine_generation(engine: *const Engine) -> u64 {
     // SAFETY: the function's own condition.
     let engine = unsafe { engine.as_ref() };
-    catch_unwind(AssertUnwindSafe(|| engine.map_or(0, |engine| {
-        engine.arm();
-        engine.generation()
-    }))).unwrap_or(0)
+    catch_unwind(AssertUnwindSafe(|| {
+        engine.map_or(0, |engine| {
+            engine.arm();
+            engine.generation()
+        })
+    }))
+    .unwrap_or(0)
 }
 
 /// What is wrong with the files as they are now.
@@ -164,8 +174,15 @@ pub unsafe extern "C" fn weir_engine_metrics(engine: *const Engine, buffer: *mut
 /// As `include/weir.h` says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_request_begin(
-    engine: *const Engine, head: *const u8, head_length: usize, body: *const u8, body_length: usize, request: *mut *mut Handle,
-    buffer: *mut u8, capacity: usize, length: *mut usize,
+    engine: *const Engine,
+    head: *const u8,
+    head_length: usize,
+    body: *const u8,
+    body_length: usize,
+    request: *mut *mut Handle,
+    buffer: *mut u8,
+    capacity: usize,
+    length: *mut usize,
 ) -> i32 {
     guarded(|| {
         // SAFETY: null or an open engine.
@@ -192,7 +209,13 @@ pub unsafe extern "C" fn weir_request_begin(
 ///
 /// # Safety
 /// `request` is null or a handle not freed; the others as for [`give`].
-unsafe fn with(request: *mut Handle, buffer: *mut u8, capacity: usize, length: *mut usize, work: impl FnOnce(&mut Request, &mut Vec<u8>) -> i32) -> i32 {
+unsafe fn with(
+    request: *mut Handle,
+    buffer: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+    work: impl FnOnce(&mut Request, &mut Vec<u8>) -> i32,
+) -> i32 {
     guarded(|| {
         // SAFETY: the function's own condition; a handle is used by one thread.
         let Some(handle) = (unsafe { request.as_mut() }) else { return BAD_ARGUMENT };
@@ -229,7 +252,15 @@ pub unsafe extern "C" fn weir_request_result(request: *const Handle, buffer: *mu
 /// # Safety
 /// As `include/weir.h` says.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn weir_request_admitted(request: *mut Handle, status: u32, answer: *const u8, answer_length: usize, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+pub unsafe extern "C" fn weir_request_admitted(
+    request: *mut Handle,
+    status: u32,
+    answer: *const u8,
+    answer_length: usize,
+    buffer: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
     // SAFETY: the function's own conditions.
     unsafe {
         let answer = bytes(answer, answer_length);
@@ -246,8 +277,15 @@ pub unsafe extern "C" fn weir_request_admitted(request: *mut Handle, status: u32
 /// As `include/weir.h` says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_request_next(
-    request: *mut Handle, status: u32, from_upstream: u32, retry_after_ms: i64, error: *const u8, error_length: usize, buffer: *mut u8,
-    capacity: usize, length: *mut usize,
+    request: *mut Handle,
+    status: u32,
+    from_upstream: u32,
+    retry_after_ms: i64,
+    error: *const u8,
+    error_length: usize,
+    buffer: *mut u8,
+    capacity: usize,
+    length: *mut usize,
 ) -> i32 {
     // SAFETY: the function's own conditions.
     unsafe {
@@ -279,7 +317,15 @@ pub unsafe extern "C" fn weir_request_body(request: *mut Handle, buffer: *mut u8
 /// # Safety
 /// As `include/weir.h` says.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn weir_request_answer(request: *mut Handle, status: u32, head: *const u8, head_length: usize, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+pub unsafe extern "C" fn weir_request_answer(
+    request: *mut Handle,
+    status: u32,
+    head: *const u8,
+    head_length: usize,
+    buffer: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
     // SAFETY: the function's own conditions.
     unsafe {
         let head = bytes(head, head_length);
@@ -297,7 +343,15 @@ pub unsafe extern "C" fn weir_request_answer(request: *mut Handle, status: u32, 
 /// # Safety
 /// As `include/weir.h` says.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn weir_request_feed(request: *mut Handle, chunk: *const u8, chunk_length: usize, last: u32, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+pub unsafe extern "C" fn weir_request_feed(
+    request: *mut Handle,
+    chunk: *const u8,
+    chunk_length: usize,
+    last: u32,
+    buffer: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
     // SAFETY: the function's own conditions.
     unsafe {
         let chunk = bytes(chunk, chunk_length);
@@ -314,15 +368,25 @@ pub unsafe extern "C" fn weir_request_feed(request: *mut Handle, chunk: *const u
 /// # Safety
 /// As `include/weir.h` says.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn weir_request_end(request: *mut Handle, status: u32, client_gone: u32, complete: u32, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+pub unsafe extern "C" fn weir_request_end(
+    request: *mut Handle,
+    status: u32,
+    client_gone: u32,
+    complete: u32,
+    buffer: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
     // SAFETY: the function's own conditions.
     unsafe {
-        with(request, buffer, capacity, length, |request, out| match request.end(u16::try_from(status).unwrap_or(0), client_gone != 0, complete != 0) {
-            Some(row) => {
-                out.extend_from_slice(row.as_bytes());
-                OK
+        with(request, buffer, capacity, length, |request, out| {
+            match request.end(u16::try_from(status).unwrap_or(0), client_gone != 0, complete != 0) {
+                Some(row) => {
+                    out.extend_from_slice(row.as_bytes());
+                    OK
+                }
+                None => ENDED,
             }
-            None => ENDED,
         })
     }
 }

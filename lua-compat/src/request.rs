@@ -159,8 +159,21 @@ impl Request {
             engine: engine.clone(),
             snapshot: engine.inner.snapshot.load_full(),
             who: Who::of_proxy(head.account.as_deref(), head.tier.as_deref()),
-            head, endpoint, body, peek, prompt_tokens, request_id, started_ms,
-            admission: None, plan: None, current: None, attempts: 0, answer: None, status: 200, first_event_ms: None, ended: false,
+            head,
+            endpoint,
+            body,
+            peek,
+            prompt_tokens,
+            request_id,
+            started_ms,
+            admission: None,
+            plan: None,
+            current: None,
+            attempts: 0,
+            answer: None,
+            status: 200,
+            first_event_ms: None,
+            ended: false,
         };
         engine.inner.counts.open.fetch_add(1, Relaxed);
         let step = match engine.away() {
@@ -173,7 +186,8 @@ impl Request {
     /// The body of `POST /plugin/v1/admit`: what steers, never what is said.
     fn ask(&self) -> String {
         let steering = ["x-power-level", "x-task-type", "x-weir-byok", "idempotency-key"];
-        let headers: serde_json::Map<_, _> = steering.iter().filter_map(|name| Some(((*name).to_owned(), self.head.value(name)?.into()))).collect();
+        let headers: serde_json::Map<_, _> =
+            steering.iter().filter_map(|name| Some(((*name).to_owned(), self.head.value(name)?.into()))).collect();
         let peek = &self.peek;
         json!({
             "key": self.head.credential(), "path": self.endpoint.path(), "headers": headers, "model": peek.model, "stream": peek.stream,
@@ -255,8 +269,13 @@ impl Request {
                 None => return self.refuse(&Refusal::UnknownTier { tier: name.into() }),
             },
         };
-        let states: HashMap<Arc<str>, Arc<KeyState>> = self.admission.iter().flat_map(|admission| &admission.payments)
-            .filter(|(_, payment)| payment.own).map(|(name, _)| (name.clone(), Arc::default())).collect();
+        let states: HashMap<Arc<str>, Arc<KeyState>> = self
+            .admission
+            .iter()
+            .flat_map(|admission| &admission.payments)
+            .filter(|(_, payment)| payment.own)
+            .map(|(name, _)| (name.clone(), Arc::default()))
+            .collect();
         let own_key = |provider: &Provider| states.get(&provider.name).cloned();
         let model = self.peek.model.as_deref().unwrap_or_default();
         let ask = Ask {
@@ -329,8 +348,13 @@ impl Request {
         let body_bytes = pieces.iter().map(Bytes::len).sum();
         let mut uri = String::with_capacity(64);
         row.write_path(&provider, self.endpoint, &attempt.target.upstream_model, &mut uri);
-        let mut remove: Vec<String> = self.head.headers.iter()
-            .filter(|(name, _)| !outbound::crosses_up(name, own_key) && !FRAMING.contains(&name.as_str())).map(|(name, _)| name.clone()).collect();
+        let mut remove: Vec<String> = self
+            .head
+            .headers
+            .iter()
+            .filter(|(name, _)| !outbound::crosses_up(name, own_key) && !FRAMING.contains(&name.as_str()))
+            .map(|(name, _)| name.clone())
+            .collect();
         // Whatever another attempt may have set.
         for name in ["authorization", "x-api-key", "api-key", "x-goog-api-key"] {
             if !remove.iter().any(|held| held == name) {
@@ -372,9 +396,20 @@ impl Request {
             remove,
             set,
         }));
-        let watch = Watch { endpoint: self.endpoint, kind: provider.kind, family: tokens::family(&attempt.target.upstream_model), strip_usage };
+        let watch =
+            Watch { endpoint: self.endpoint, kind: provider.kind, family: tokens::family(&attempt.target.upstream_model), strip_usage };
         let in_flight = attempt.target.begin();
-        self.current = Some(Current { attempt, provider, own_key, key, body: Some(pieces), watch, was_fallback, started_ms: now_ms, _in_flight: in_flight });
+        self.current = Some(Current {
+            attempt,
+            provider,
+            own_key,
+            key,
+            body: Some(pieces),
+            watch,
+            was_fallback,
+            started_ms: now_ms,
+            _in_flight: in_flight,
+        });
         step
     }
 
@@ -396,7 +431,12 @@ impl Request {
         };
         let said = if from_upstream { error.message.as_str() } else { "no answer" };
         let failure = Failure {
-            said: UpstreamFailure::new(current.provider.name.clone(), from_upstream.then_some(status), said, current.key.as_ref().map(|key| key.as_str())),
+            said: UpstreamFailure::new(
+                current.provider.name.clone(),
+                from_upstream.then_some(status),
+                said,
+                current.key.as_ref().map(|key| key.as_str()),
+            ),
             is_about_money: outcome.is_about_money(),
         };
         let Some(plan) = &mut self.plan else { return self.refuse(&Refusal::Internal) };
@@ -420,8 +460,12 @@ impl Request {
     pub fn answer(&mut self, status: u16, head: &[u8], out: &mut String) {
         use std::fmt::Write;
         let head = Head::parse(&[b"\n", head].concat());
-        let remove: Vec<&str> = head.headers.iter().map(|(name, _)| name.as_str())
-            .filter(|name| !outbound::crosses_down(name) && !FRAMING.contains(name)).collect();
+        let remove: Vec<&str> = head
+            .headers
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .filter(|name| !outbound::crosses_down(name) && !FRAMING.contains(name))
+            .collect();
         let mut set = vec![("x-request-id".to_owned(), self.request_id.clone())];
         if let Some(current) = &mut self.current {
             let flag = |is: bool| if is { "true" } else { "false" }.to_owned();
@@ -449,7 +493,8 @@ impl Request {
         }
         self.status = status;
         self.body = Bytes::new();
-        let strips = self.current.as_ref().is_some_and(|current| current.watch.strip_usage) && self.answer.as_ref().is_some_and(|answer| answer.is_stream);
+        let strips = self.current.as_ref().is_some_and(|current| current.watch.strip_usage)
+            && self.answer.as_ref().is_some_and(|answer| answer.is_stream);
         let _ = writeln!(out, "{}\n{}", u8::from(strips), remove.len());
         remove.iter().for_each(|name| {
             let _ = writeln!(out, "{name}");
@@ -472,7 +517,9 @@ impl Request {
             answer.meter.flush(&mut pieces);
         }
         let covered = self.admission.as_ref().and_then(|admission| admission.covered_tokens);
-        let overdrawn = answer.is_stream && !answer.meter.ended() && covered.is_some_and(|covered| answer.meter.output_at_most() > covered && answer.meter.output_counted() > covered);
+        let overdrawn = answer.is_stream
+            && !answer.meter.ended()
+            && covered.is_some_and(|covered| answer.meter.output_at_most() > covered && answer.meter.output_counted() > covered);
         if !overdrawn && pieces.iter().map(Bytes::len).sum::<usize>() == chunk.len() && pieces.len() <= 1 {
             return Fed::Unchanged;
         }
@@ -505,7 +552,10 @@ impl Request {
                 tally.count(self.prompt_tokens, &mut tokens::Stream::new(family));
                 (tally, End::Cancelled)
             }
-            None => (Tally { source: weir::engine::usage::Source::Counted, ..Tally::default() }, if self.current.is_some() { End::Failed } else { End::Refused }),
+            None => (
+                Tally { source: weir::engine::usage::Source::Counted, ..Tally::default() },
+                if self.current.is_some() { End::Failed } else { End::Refused },
+            ),
             Some(answer) => {
                 cut = answer.is_stream && !answer.meter.ended() && !answer.meter.may_end_without_mark();
                 let failed = answer.meter.error().is_some();
@@ -521,7 +571,10 @@ impl Request {
                 (tally, end)
             }
         };
-        if cut && end == End::Failed && let (Some(plan), Some(current)) = (&mut self.plan, &self.current) {
+        if cut
+            && end == End::Failed
+            && let (Some(plan), Some(current)) = (&mut self.plan, &self.current)
+        {
             plan.after(&current.attempt, &Outcome::BrokenOff, now_ms());
         }
         if self.answer.is_none() && end != End::Refused && tally.usage.total_tokens() > 0 {
@@ -538,7 +591,9 @@ impl Request {
         let target = self.current.as_ref().map(|current| &current.attempt.target);
         let byok = self.current.as_ref().is_some_and(|current| current.own_key);
         let (cost, price_id) = match target.map(|target| &target.price) {
-            Some(TargetPrice::Priced(price)) => (price.cost(&tally.usage, tally.service_tier.as_deref(), tally.reported_cost), Some(price.id().to_owned())),
+            Some(TargetPrice::Priced(price)) => {
+                (price.cost(&tally.usage, tally.service_tier.as_deref(), tally.reported_cost), Some(price.id().to_owned()))
+            }
             Some(TargetPrice::Free) => (Usd(0), Some("free".to_owned())),
             Some(TargetPrice::Unpriced) => (tally.reported_cost.unwrap_or(Usd(0)), Some("unpriced".to_owned())),
             None => (Usd(0), None),

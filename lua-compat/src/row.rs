@@ -100,6 +100,7 @@ impl Row<'_> {
 
 /// The buckets that are not empty, by name; time in milliseconds (`seconds` holds them, as the engine does).
 fn usage(usage: &Usage) -> Value {
-    let counts: Map<String, Value> = usage.iter().filter(|(_, count)| *count > 0).map(|(bucket, count)| (bucket.name().to_owned(), count.into())).collect();
+    let counts: Map<String, Value> =
+        usage.iter().filter(|(_, count)| *count > 0).map(|(bucket, count)| (bucket.name().to_owned(), count.into())).collect();
     counts.into()
 }

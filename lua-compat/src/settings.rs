@@ -48,8 +48,14 @@ impl Settings {
             Some(Value::String(text)) => text,
             Some(_) => return Err("\"credit\" must be dollars as a string, such as \"0.001\"".into()),
         };
-        let credit = Usd::parse(credit).ok().filter(|credit| credit.0 > 0).ok_or_else(|| format!("credit: {credit:?} is not an amount of dollars above 0"))?;
-        let remember = map.get("remember_s").map_or(Some(REMEMBER_DEFAULT), |value| value.as_u64().map(Duration::from_secs)).ok_or("\"remember_s\" must be seconds")?;
+        let credit = Usd::parse(credit)
+            .ok()
+            .filter(|credit| credit.0 > 0)
+            .ok_or_else(|| format!("credit: {credit:?} is not an amount of dollars above 0"))?;
+        let remember = map
+            .get("remember_s")
+            .map_or(Some(REMEMBER_DEFAULT), |value| value.as_u64().map(Duration::from_secs))
+            .ok_or("\"remember_s\" must be seconds")?;
         let away = match map.get("when_node_is_away").map(|value| value.as_str().unwrap_or("")) {
             None | Some("refuse") => Away::Refuse,
             Some("config_only") => Away::ConfigOnly(remember),
@@ -77,7 +83,10 @@ mod tests {
         };
         check(r#"{"routing":"r","prices":"p"}"#, Ok(None));
         check(r#"{"routing":"r","prices":"p","node":true}"#, Ok(Some(Away::Refuse)));
-        check(r#"{"routing":"r","prices":"p","node":true,"when_node_is_away":"config_only","remember_s":5}"#, Ok(Some(Away::ConfigOnly(Duration::from_secs(5)))));
+        check(
+            r#"{"routing":"r","prices":"p","node":true,"when_node_is_away":"config_only","remember_s":5}"#,
+            Ok(Some(Away::ConfigOnly(Duration::from_secs(5)))),
+        );
         check(r#"{"routing":"r","prices":"p","when_node_is_away":"open"}"#, Err("config_only"));
         check(r#"{"routing":"r"}"#, Err("prices"));
         check(r#"{"routing":"r","prices":"p","credit":"0"}"#, Err("above 0"));

@@ -133,8 +133,14 @@ pub fn settings(path: &Path) -> Result<Settings, Failure> {
 /// As [`settings`], with the problems as they are.
 pub fn load(path: &Path) -> Result<Settings, Vec<Problem>> {
     let file = path.to_string_lossy();
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| vec![Problem { file: file.to_string(), line: 1, key: String::new(), what: format!("cannot be read: {error}; name another with --config") }])?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        vec![Problem {
+            file: file.to_string(),
+            line: 1,
+            key: String::new(),
+            what: format!("cannot be read: {error}; name another with --config"),
+        }]
+    })?;
     weir_toml::parse(&file, &text)
 }
 

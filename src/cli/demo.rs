@@ -20,14 +20,24 @@ const CREDITS: i64 = 1000;
 pub fn run(port: u16) -> Result<(), Failure> {
     let folder = Folder::new()?;
     let provider_port = free_port()?;
-    let admin_port = port.checked_add(1).ok_or_else(|| Failure::Usage("--port: 65534 at most, the admin listener takes the next one".into()))?;
+    let admin_port =
+        port.checked_add(1).ok_or_else(|| Failure::Usage("--port: 65534 at most, the admin listener takes the next one".into()))?;
     for wanted in [port, admin_port] {
-        TcpListener::bind(("127.0.0.1", wanted)).map_err(|error| Failure::Failed(format!("port {wanted} cannot be used ({error}): choose another with --port")))?;
+        TcpListener::bind(("127.0.0.1", wanted))
+            .map_err(|error| Failure::Failed(format!("port {wanted} cannot be used ({error}): choose another with --port")))?;
     }
     write_configuration(&folder.0, port, admin_port, provider_port)?;
     log_lines::start();
     let app = App::open(commands::settings(&folder.0.join("weir.toml"))?)?;
-    let key = NewKey { name: "demo".into(), account: Some("demo".into()), tier: None, scopes: Scopes::default(), expires_ms: None, limits: Limits::default(), credits: Some(Credits(CREDITS * Credits::ONE.0)) };
+    let key = NewKey {
+        name: "demo".into(),
+        account: Some("demo".into()),
+        tier: None,
+        scopes: Scopes::default(),
+        expires_ms: None,
+        limits: Limits::default(),
+        credits: Some(Credits(CREDITS * Credits::ONE.0)),
+    };
     let created = keys::create(&app.gateway.store, &key, Actor { who: "demo", from: "" }, clock::now_ms())?;
     // A server mirrors what a command makes within a second; here both are one process, so take it in at once.
     let gateway = &app.gateway;
@@ -64,7 +74,9 @@ fn write_configuration(folder: &Path, port: u16, admin_port: u16, provider_port:
     );
     let mut prices = String::new();
     for (index, model) in MODELS.iter().enumerate() {
-        routing += &format!("[model.\"{model}\"]\ntargets = [{{ provider = \"demo\", model = \"{model}\" }}, {{ provider = \"demo-anthropic\", model = \"{model}\" }}]\ncontext_window = 128000\nmax_output = 4096\n\n");
+        routing += &format!(
+            "[model.\"{model}\"]\ntargets = [{{ provider = \"demo\", model = \"{model}\" }}, {{ provider = \"demo-anthropic\", model = \"{model}\" }}]\ncontext_window = 128000\nmax_output = 4096\n\n"
+        );
         for provider in ["demo", "demo-anthropic"] {
             let (input, output) = [("0.15", "0.60"), ("2.5", "10")][index % 2];
             prices += &format!("[price.\"{provider}/{model}\"]\ninput = \"{input}\"\noutput = \"{output}\"\n\n");

@@ -51,23 +51,35 @@ impl HttpServerApp for DemoProvider {
 async fn answer(session: &mut ServerSession) -> Result<()> {
     let path = session.req_header().uri.path().to_string();
     let bearer = format!("Bearer {KEY}");
-    let authorised = session.get_header_bytes("authorization") == bearer.as_bytes() || session.get_header_bytes("x-api-key") == KEY.as_bytes();
+    let authorised =
+        session.get_header_bytes("authorization") == bearer.as_bytes() || session.get_header_bytes("x-api-key") == KEY.as_bytes();
     if !authorised {
         return whole(session, 401, &json!({"error": {"message": "Incorrect API key provided.", "type": "invalid_request_error", "param": null, "code": "invalid_api_key"}})).await;
     }
     if path == "/v1/models" {
-        let data: Vec<Value> = MODELS.iter().map(|id| json!({"id": id, "object": "model", "created": 1_760_000_000, "owned_by": "demo"})).collect();
+        let data: Vec<Value> =
+            MODELS.iter().map(|id| json!({"id": id, "object": "model", "created": 1_760_000_000, "owned_by": "demo"})).collect();
         return whole(session, 200, &json!({"object": "list", "data": data})).await;
     }
     let mut body = Vec::new();
     while let Some(chunk) = session.read_request_body().await? {
         if body.len() + chunk.len() > BODY_BYTES_MAX {
-            return whole(session, 413, &json!({"error": {"message": "Too large.", "type": "invalid_request_error", "param": null, "code": null}})).await;
+            return whole(
+                session,
+                413,
+                &json!({"error": {"message": "Too large.", "type": "invalid_request_error", "param": null, "code": null}}),
+            )
+            .await;
         }
         body.extend_from_slice(&chunk);
     }
     let Some(endpoint) = Endpoint::of_path(&path) else {
-        return whole(session, 404, &json!({"error": {"message": "Unknown path.", "type": "invalid_request_error", "param": null, "code": null}})).await;
+        return whole(
+            session,
+            404,
+            &json!({"error": {"message": "Unknown path.", "type": "invalid_request_error", "param": null, "code": null}}),
+        )
+        .await;
     };
     let request: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let model = request["model"].as_str().unwrap_or(MODELS[0]).to_string();
@@ -195,8 +207,14 @@ async fn responses_stream(session: &mut ServerSession, ask: &Ask) -> Result<()> 
         send.push((kind.to_string(), fields));
     };
     push("response.created", json!({"response": ask.response("in_progress")}));
-    push("response.output_item.added", json!({"output_index": 0, "item": {"type": "message", "id": "msg_demo", "status": "in_progress", "role": "assistant", "content": []}}));
-    push("response.content_part.added", json!({"item_id": "msg_demo", "output_index": 0, "content_index": 0, "part": {"type": "output_text", "text": "", "annotations": []}}));
+    push(
+        "response.output_item.added",
+        json!({"output_index": 0, "item": {"type": "message", "id": "msg_demo", "status": "in_progress", "role": "assistant", "content": []}}),
+    );
+    push(
+        "response.content_part.added",
+        json!({"item_id": "msg_demo", "output_index": 0, "content_index": 0, "part": {"type": "output_text", "text": "", "annotations": []}}),
+    );
     for word in &ask.words {
         push("response.output_text.delta", json!({"item_id": "msg_demo", "output_index": 0, "content_index": 0, "delta": word}));
     }
@@ -216,9 +234,19 @@ async fn messages_stream(session: &mut ServerSession, ask: &Ask) -> Result<()> {
     begin_events(session).await?;
     pause(FIRST_TOKEN).await;
     event(session, Some("message_start"), &json!({"type": "message_start", "message": {"id": "msg_demo", "type": "message", "role": "assistant", "model": ask.model, "content": [], "stop_reason": null, "stop_sequence": null, "usage": {"input_tokens": ask.prompt_tokens, "output_tokens": 1}}})).await?;
-    event(session, Some("content_block_start"), &json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}})).await?;
+    event(
+        session,
+        Some("content_block_start"),
+        &json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
+    )
+    .await?;
     for word in &ask.words {
-        event(session, Some("content_block_delta"), &json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}})).await?;
+        event(
+            session,
+            Some("content_block_delta"),
+            &json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}}),
+        )
+        .await?;
         pause(BETWEEN_TOKENS).await;
     }
     event(session, Some("content_block_stop"), &json!({"type": "content_block_stop", "index": 0})).await?;
@@ -260,7 +288,10 @@ fn last_text(request: &Value) -> String {
     fn text(value: &Value) -> Option<String> {
         match value {
             Value::String(text) => Some(text.clone()),
-            Value::Array(parts) => parts.iter().rev().find_map(|part| text(part).or_else(|| part["text"].as_str().map(str::to_string)).or_else(|| text(&part["content"]))),
+            Value::Array(parts) => parts
+                .iter()
+                .rev()
+                .find_map(|part| text(part).or_else(|| part["text"].as_str().map(str::to_string)).or_else(|| text(&part["content"]))),
             _ => None,
         }
     }
@@ -278,7 +309,11 @@ fn output_cap(request: &Value) -> usize {
 /// An answer of about a hundred tokens, one string each.
 fn speak(question: &str, cap: usize) -> Vec<String> {
     let subject: String = question.split_whitespace().take(12).collect::<Vec<_>>().join(" ");
-    let opening = if subject.is_empty() { "You asked nothing, which is quick to answer.".to_string() } else { format!("You asked: \u{201c}{subject}\u{201d}. A real provider would think about that now.") };
+    let opening = if subject.is_empty() {
+        "You asked nothing, which is quick to answer.".to_string()
+    } else {
+        format!("You asked: \u{201c}{subject}\u{201d}. A real provider would think about that now.")
+    };
     let text = format!(
         "{opening} This one only shows the way: your request came in with a key of weir's, was matched to a model, left with the \
          provider's key instead, and these words are coming back as the provider sends them \u{2014} one event at a time, none held \

@@ -35,7 +35,11 @@ pub fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<(), Failure> {
     for (name, content) in [("routing.toml", imported.routing), ("prices.toml", Some(imported.prices))] {
         let Some(content) = content else { continue };
         let path = into.join(name);
-        let mut target = std::fs::OpenOptions::new().write(true).create_new(true).open(&path).map_err(|error| Failure::Failed(format!("{}: {error}: choose another folder with --into", path.display())))?;
+        let mut target = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(|error| Failure::Failed(format!("{}: {error}: choose another folder with --into", path.display())))?;
         target.write_all(content.as_bytes())?;
         writeln!(out, "wrote {}", path.display())?;
     }

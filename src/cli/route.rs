@@ -84,7 +84,8 @@ pub fn run(args: &RouteArgs, settings: Settings, out: &mut dyn Write) -> Result<
 }
 
 fn supposed(args: &RouteArgs, settings: &Settings, catalog: &Catalog) -> Result<Supposed, Failure> {
-    let tier_of = |name: &str| catalog.tiers.get(name).cloned().ok_or_else(|| Failure::Failed(format!("there is no tier '{name}' in routing.toml")));
+    let tier_of =
+        |name: &str| catalog.tiers.get(name).cloned().ok_or_else(|| Failure::Failed(format!("there is no tier '{name}' in routing.toml")));
     let default_tier = || catalog.routing.default_tier.as_deref().map(tier_of).transpose();
     let Some(presented) = &args.key else {
         let tier = args.tier.as_deref().map(tier_of).transpose()?.map_or_else(default_tier, |tier| Ok(Some(tier)))?;
@@ -93,7 +94,11 @@ fn supposed(args: &RouteArgs, settings: &Settings, catalog: &Catalog) -> Result<
     let store = app::open_store(settings)?;
     let callers = CallerKeys::default();
     callers.reload(&store)?;
-    let key = callers.lookup(presented, now_ms()).ok().or_else(|| callers.by_id(presented)).ok_or_else(|| Failure::Failed("--key: no such key, or it is expired or revoked".into()))?;
+    let key = callers
+        .lookup(presented, now_ms())
+        .ok()
+        .or_else(|| callers.by_id(presented))
+        .ok_or_else(|| Failure::Failed("--key: no such key, or it is expired or revoked".into()))?;
     let own_keys = vault::list(&store, Some(&key.account_id))?.into_iter().map(|entry| entry.provider).collect();
     let tier = key.tier.as_deref().map(tier_of).transpose()?.map_or_else(default_tier, |tier| Ok(Some(tier)))?;
     Ok(Supposed { tier, scopes: key.scopes().clone(), has_budget: key.has_budget, own_keys })

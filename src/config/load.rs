@@ -49,7 +49,12 @@ fn read(path: &Path, problems: &mut Vec<Problem>) -> Option<String> {
     match std::fs::read_to_string(path) {
         Ok(text) => Some(text),
         Err(error) => {
-            problems.push(Problem { file: path.to_string_lossy().into_owned(), line: 1, key: String::new(), what: format!("cannot be read: {error}") });
+            problems.push(Problem {
+                file: path.to_string_lossy().into_owned(),
+                line: 1,
+                key: String::new(),
+                what: format!("cannot be read: {error}"),
+            });
             None
         }
     }

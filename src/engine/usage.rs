@@ -39,9 +39,21 @@ pub enum Bucket {
 impl Bucket {
     /// Every bucket, in column order.
     pub const ALL: [Bucket; 15] = [
-        Bucket::Input, Bucket::ImageInput, Bucket::AudioInput, Bucket::CachedInput, Bucket::CachedAudioInput,
-        Bucket::CacheWrite5m, Bucket::CacheWrite1h, Bucket::Output, Bucket::Reasoning, Bucket::AudioOutput,
-        Bucket::ImageOutput, Bucket::Milliseconds, Bucket::Images, Bucket::Requests, Bucket::WebSearches,
+        Bucket::Input,
+        Bucket::ImageInput,
+        Bucket::AudioInput,
+        Bucket::CachedInput,
+        Bucket::CachedAudioInput,
+        Bucket::CacheWrite5m,
+        Bucket::CacheWrite1h,
+        Bucket::Output,
+        Bucket::Reasoning,
+        Bucket::AudioOutput,
+        Bucket::ImageOutput,
+        Bucket::Milliseconds,
+        Bucket::Images,
+        Bucket::Requests,
+        Bucket::WebSearches,
     ];
 
     /// The bucket's name in rows, metrics and price keys.

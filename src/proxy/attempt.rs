@@ -149,7 +149,8 @@ impl Failed {
 pub async fn attempt(upstreams: &Arc<Upstreams>, sending: Sending) -> Result<Committed, Failed> {
     let mut header = Some(sending.header.clone());
     loop {
-        let connected = upstreams.connect(&sending.provider, sending.public_only).await.map_err(|error| Failed::new(connect_outcome(&error)))?;
+        let connected =
+            upstreams.connect(&sending.provider, sending.public_only).await.map_err(|error| Failed::new(connect_outcome(&error)))?;
         let fresh = !connected.reused;
         match exchange(upstreams, connected, header.take().unwrap_or_else(|| sending.header.clone()), &sending).await {
             // The provider closed an idle connection just as we used it: nothing was processed, so try on a fresh one.
@@ -184,7 +185,12 @@ fn read_outcome(error: &pingora_error::Error, phase: TimeoutPhase) -> What {
     if *error.etype() == ErrorType::ReadTimedout || *error.etype() == ErrorType::WriteTimedout { What::Timeout(phase) } else { What::Reset }
 }
 
-async fn exchange(upstreams: &Arc<Upstreams>, mut connected: Connected, header: Box<RequestHeader>, sending: &Sending) -> Result<Committed, Broken> {
+async fn exchange(
+    upstreams: &Arc<Upstreams>,
+    mut connected: Connected,
+    header: Box<RequestHeader>,
+    sending: &Sending,
+) -> Result<Committed, Broken> {
     let timeouts = &sending.provider.timeouts;
     let first_event_by = Instant::now() + timeouts.first_event;
     let session = &mut connected.session;
@@ -288,7 +294,8 @@ async fn first_event(mut connected: Connected, header: ResponseHeader, sending: 
         }
         if meter.events() > 0 || held > PREAMBLE_BYTES_MAX {
             if let Some(error) = meter.error().filter(|_| meter.events() <= 1) {
-                let failed = Failed { what: What::ErrorFirstEvent, answer: Some(Answer { header, body: Bytes::new(), error: error.clone() }) };
+                let failed =
+                    Failed { what: What::ErrorFirstEvent, answer: Some(Answer { header, body: Bytes::new(), error: error.clone() }) };
                 return Err(Broken::Failed(Box::new(failed)));
             }
             return Ok(Committed::Stream(Box::new(Streaming { connected, header, meter, first })));
@@ -297,12 +304,23 @@ async fn first_event(mut connected: Connected, header: ResponseHeader, sending: 
 }
 
 /// Reads a whole answer.
-async fn whole(upstreams: &Arc<Upstreams>, mut connected: Connected, header: ResponseHeader, sending: &Sending) -> Result<Committed, Broken> {
+async fn whole(
+    upstreams: &Arc<Upstreams>,
+    mut connected: Connected,
+    header: ResponseHeader,
+    sending: &Sending,
+) -> Result<Committed, Broken> {
     let content_type = content_type(&header);
     let is_binary = content_type.starts_with("audio/") || content_type.starts_with("application/octet-stream");
-    let declared = header.headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<usize>().ok());
+    let declared =
+        header.headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<usize>().ok());
     if is_binary || declared.is_some_and(|length| length > WHOLE_ANSWER_BYTES_MAX) {
-        return Ok(Committed::Opaque(Box::new(Streaming { connected, header, meter: StreamMeter::of_body(sending.watch), first: Vec::new() })));
+        return Ok(Committed::Opaque(Box::new(Streaming {
+            connected,
+            header,
+            meter: StreamMeter::of_body(sending.watch),
+            first: Vec::new(),
+        })));
     }
     let timeouts = &sending.provider.timeouts;
     let mut chunks: Vec<Bytes> = Vec::with_capacity(2);
@@ -339,7 +357,13 @@ async fn whole(upstreams: &Arc<Upstreams>, mut connected: Connected, header: Res
 }
 
 /// Reads a cancelled stream to its end for its usage, where the provider is configured so; otherwise closes it.
-pub async fn abandon(upstreams: Arc<Upstreams>, mut connected: Connected, mut meter: StreamMeter, on_disconnect: OnDisconnect, deadline: Instant) -> StreamMeter {
+pub async fn abandon(
+    upstreams: Arc<Upstreams>,
+    mut connected: Connected,
+    mut meter: StreamMeter,
+    on_disconnect: OnDisconnect,
+    deadline: Instant,
+) -> StreamMeter {
     if on_disconnect == OnDisconnect::Cancel {
         connected.session.shutdown().await;
         return meter;

@@ -80,7 +80,8 @@ pub enum BodyError {
 /// Not cancel-safe: a dropped read loses the bytes read so far.
 pub async fn read(session: &mut ServerSession, max_body: u64, budget: &Arc<InFlight>) -> Result<(Bytes, Share), BodyError> {
     let headers = &session.req_header().headers;
-    let declared = headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
+    let declared =
+        headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
     let expects = headers.get(http::header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let mut share = Share { budget: budget.clone(), bytes: 0 };
     if let Some(length) = declared {

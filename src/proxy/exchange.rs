@@ -110,7 +110,8 @@ impl Serving<'_> {
 
     /// Passes an upstream's refusal on as it came: the caller is to blame and should see why.
     async fn return_upstream(self, session: &mut ServerSession, failed: Failed, told: &Told, key: Option<&Secret>) -> bool {
-        let failure = UpstreamFailure::new(told.target.provider.name.clone(), failed.status(), failed.message(), key.map(|key| key.expose()));
+        let failure =
+            UpstreamFailure::new(told.target.provider.name.clone(), failed.status(), failed.message(), key.map(|key| key.expose()));
         let refusal = Refusal::AttemptsFailed { attempts: told.attempts, last: failure, retry_after_ms: None };
         let Some(answer) = failed.answer.filter(|answer| !answer.body.is_empty() && !self.opened) else {
             return self.refuse(session, refusal).await;
@@ -168,14 +169,22 @@ async fn end_opened(session: &mut ServerSession, head: &Head, refusal: &Refusal)
 }
 
 /// Puts the key, the path, the model's name and the edits of one attempt together.
-pub fn prepare(gateway: &Gateway, session: &ServerSession, head: &Head, admitted: &Admitted, attempt: &Attempt) -> Result<Prepared, Refusal> {
+pub fn prepare(
+    gateway: &Gateway,
+    session: &ServerSession,
+    head: &Head,
+    admitted: &Admitted,
+    attempt: &Attempt,
+) -> Result<Prepared, Refusal> {
     let target = &attempt.target;
     let (key, provider, public_only) = match &attempt.payer {
         Payer::Platform => {
             let key = match &target.provider.key {
                 None => None,
                 // Configured and not there: never asked without.
-                Some(reference) => Some(gateway.key_ring.platform(reference).ok_or_else(|| Refusal::NoPayer { model: target.model.as_ref().into() })?),
+                Some(reference) => {
+                    Some(gateway.key_ring.platform(reference).ok_or_else(|| Refusal::NoPayer { model: target.model.as_ref().into() })?)
+                }
             };
             (key, target.provider.clone(), false)
         }
@@ -207,7 +216,12 @@ pub fn prepare(gateway: &Gateway, session: &ServerSession, head: &Head, admitted
         request_id: head.id.as_str(),
     })
     .ok_or_else(|| Refusal::NoPayer { model: target.model.as_ref().into() })?;
-    let watch = Watch { endpoint: head.endpoint, kind: provider.kind, family: tokens::family(&target.upstream_model), strip_usage: edits.include_usage };
+    let watch = Watch {
+        endpoint: head.endpoint,
+        kind: provider.kind,
+        family: tokens::family(&target.upstream_model),
+        strip_usage: edits.include_usage,
+    };
     Ok(Prepared { sending_to: provider, public_only, header, body, watch, key })
 }
 
@@ -297,7 +311,14 @@ impl Answering<'_> {
             keeping.head(&header);
         }
         if !self.opened && session.write_response_header(Box::new(header)).await.is_err() {
-            let upstream = attempt::abandon(self.gateway.upstreams.clone(), streaming.connected, streaming.meter, self.told.target.provider.on_disconnect, self.deadline).await;
+            let upstream = attempt::abandon(
+                self.gateway.upstreams.clone(),
+                streaming.connected,
+                streaming.meter,
+                self.told.target.provider.on_disconnect,
+                self.deadline,
+            )
+            .await;
             let (tally, text) = upstream.finish();
             settlement.settle(Ending::Cancelled, Exchanged { tally, text }).await;
             return NO;
@@ -379,7 +400,13 @@ fn put_cost(header: &mut ResponseHeader, cost: Usd) -> bool {
 }
 
 /// Writes a refusal in the dialect of the path.
-pub async fn write_refusal(session: &mut ServerSession, head: Option<&Head>, dialect: crate::engine::dialect::Dialect, refusal: &Refusal, standings: &Standings) -> bool {
+pub async fn write_refusal(
+    session: &mut ServerSession,
+    head: Option<&Head>,
+    dialect: crate::engine::dialect::Dialect,
+    refusal: &Refusal,
+    standings: &Standings,
+) -> bool {
     let body = refusal.body(dialect);
     let Ok(header) = respond::header(refusal.status(), "application/json", body.len()) else { return false };
     let mut extra = head.map(|head| weirs_own(head, None, standings)).unwrap_or_default();

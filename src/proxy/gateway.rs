@@ -249,7 +249,11 @@ impl Gateway {
     /// What one failed attempt leaves in the log.
     pub fn log_attempt(&self, request_id: &str, target: &Target, class: Class, status: Option<u16>) {
         log_lines::line(|out| {
-            let _ = write!(out, "{{\"time\":\"{}\",\"level\":\"warn\",\"event\":\"attempt\",\"request_id\":\"{request_id}\",\"provider\":", clock::rfc3339(clock::now_ms()));
+            let _ = write!(
+                out,
+                "{{\"time\":\"{}\",\"level\":\"warn\",\"event\":\"attempt\",\"request_id\":\"{request_id}\",\"provider\":",
+                clock::rfc3339(clock::now_ms())
+            );
             log_lines::string(out, &target.provider.name);
             let _ = write!(out, ",\"model\":");
             log_lines::string(out, &target.upstream_model);
@@ -260,7 +264,12 @@ impl Gateway {
     /// What a request that was answered from an earlier one leaves in the log.
     pub fn log_replay(&self, request_id: &str, caller: &CallerKey, endpoint: Endpoint, status: u16) {
         log_lines::line(|out| {
-            let _ = write!(out, "{{\"time\":\"{}\",\"level\":\"info\",\"event\":\"replay\",\"request_id\":\"{request_id}\",\"path\":\"{}\",\"status\":{status}", clock::rfc3339(clock::now_ms()), endpoint.path());
+            let _ = write!(
+                out,
+                "{{\"time\":\"{}\",\"level\":\"info\",\"event\":\"replay\",\"request_id\":\"{request_id}\",\"path\":\"{}\",\"status\":{status}",
+                clock::rfc3339(clock::now_ms()),
+                endpoint.path()
+            );
             for (name, value) in [("key_id", &*caller.id), ("account", &*caller.account_id)] {
                 let _ = write!(out, ",\"{name}\":");
                 log_lines::string(out, value);
@@ -298,7 +307,13 @@ impl Gateway {
                 outcome.duration_ms,
             );
             for (at, one) in tried.enumerate() {
-                let _ = write!(out, "{}{{\"class\":\"{}\",\"status\":{}", if at > 0 { "," } else { "" }, one.class.name(), one.status.unwrap_or(0));
+                let _ = write!(
+                    out,
+                    "{}{{\"class\":\"{}\",\"status\":{}",
+                    if at > 0 { "," } else { "" },
+                    one.class.name(),
+                    one.status.unwrap_or(0)
+                );
                 text(out, "provider", &one.target.provider.name);
                 text(out, "model", &one.target.upstream_model);
                 out.push(b'}');

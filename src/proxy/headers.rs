@@ -55,8 +55,7 @@ pub fn outbound(out: &Outbound<'_>) -> Option<Box<RequestHeader>> {
     let connection = out.client.headers.get(header::CONNECTION);
     for (name, value) in &out.client.headers {
         let text = name.as_str();
-        let denied = !crosses_up(text, out.own_key)
-            || (connection.is_some() && is_nominated(connection, text));
+        let denied = !crosses_up(text, out.own_key) || (connection.is_some() && is_nominated(connection, text));
         if !denied {
             header.append_header(name.clone(), value.clone()).ok()?;
         }
@@ -89,8 +88,7 @@ pub fn copy_response(upstream: &HeaderMap, to: &mut ResponseHeader) {
     let connection = upstream.get(header::CONNECTION);
     for (name, value) in upstream {
         let text = name.as_str();
-        let denied = !crosses_down(text)
-            || (connection.is_some() && is_nominated(connection, text));
+        let denied = !crosses_down(text) || (connection.is_some() && is_nominated(connection, text));
         if !denied {
             let _ = to.append_header(name.clone(), value.clone());
         }
@@ -111,7 +109,9 @@ mod tests {
     #[test]
     fn organisation_cookies_and_rate_limits_of_the_provider_are_dropped() {
         let mut upstream = HeaderMap::new();
-        for (name, value) in [("openai-organization", "acme"), ("set-cookie", "a=b"), ("x-ratelimit-limit-requests", "1"), ("openai-version", "x")] {
+        for (name, value) in
+            [("openai-organization", "acme"), ("set-cookie", "a=b"), ("x-ratelimit-limit-requests", "1"), ("openai-version", "x")]
+        {
             upstream.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         let mut to = ResponseHeader::build_no_case(200, None).unwrap();

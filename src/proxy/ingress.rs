@@ -1,11 +1,11 @@
 //! From a request's head to an admitted request: who calls, what is asked, may it, can it be paid.
 
 use super::body::{self, BodyError, Share};
-use super::{denied, respond};
 use super::gateway::Gateway;
 use super::idempotency::{self, Asked, Begun, Keeping, Kept};
 use super::queue::{Place, Weight};
 use super::settle::{Open, Settlement, Stage, Tariff};
+use super::{denied, respond};
 use crate::config::weir_toml::AuthMode;
 use crate::engine::budget::{MonthIndex, Reservation, ShortBy, Terms};
 use crate::engine::catalog::{Catalog, TargetPrice, Tier};
@@ -112,7 +112,13 @@ impl Head {
     /// A request whose head was just read.
     pub fn new(endpoint: Endpoint, headers: &HeaderMap) -> Head {
         let started_ms = clock::now_ms();
-        Head { id: RequestId::new(started_ms, rand::random()).text(), client_id: client_id(headers).cloned(), started: Instant::now(), started_ms, endpoint }
+        Head {
+            id: RequestId::new(started_ms, rand::random()).text(),
+            client_id: client_id(headers).cloned(),
+            started: Instant::now(),
+            started_ms,
+            endpoint,
+        }
     }
 }
 
@@ -132,7 +138,8 @@ pub async fn authenticate(gateway: &Gateway, session: &ServerSession, catalog: &
         let carries = query.split('&').any(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (name, value) = (respond::percent_decode(name), respond::percent_decode(value));
-            CREDENTIAL_PARAMETERS.iter().any(|denied| name.eq_ignore_ascii_case(denied)) || CREDENTIAL_PREFIXES.iter().any(|prefix| value.starts_with(prefix))
+            CREDENTIAL_PARAMETERS.iter().any(|denied| name.eq_ignore_ascii_case(denied))
+                || CREDENTIAL_PREFIXES.iter().any(|prefix| value.starts_with(prefix))
         });
         if carries {
             return Err(Refusal::KeyInQuery);
@@ -193,7 +200,8 @@ pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
         gateway.client_ids.note(&caller.key.account_id, client_id.as_bytes(), head.id);
     }
     let weight = Weight::of_rank(caller.tier.as_ref().map_or(0, |tier| tier.rank));
-    let place = gateway.queue.enter(&caller.key.account_id, weight).await.map_err(|_| refused(Refusal::Overloaded { retry_after_ms: RETRY_MS }))?;
+    let place =
+        gateway.queue.enter(&caller.key.account_id, weight).await.map_err(|_| refused(Refusal::Overloaded { retry_after_ms: RETRY_MS }))?;
     let max_body = gateway.settings.limits.max_body_bytes;
     let (body, share) = match body::read(session, max_body, &gateway.bodies).await {
         Ok(read) => read,
@@ -249,8 +257,7 @@ pub fn open_account(gateway: &Arc<Gateway>, catalog: &Catalog, opening: &Opening
     let limiters = limiters(gateway, caller);
     let output_tokens = most_output(peek, &plan);
     let estimated_tokens = prompt_tokens.saturating_add(output_tokens.min(peek.max_output.unwrap_or(0)));
-    let limits = limit::admit_all(limiters.iter(), head.started_ms, estimated_tokens)
-        .map_err(rate_limited)?;
+    let limits = limit::admit_all(limiters.iter(), head.started_ms, estimated_tokens).map_err(rate_limited)?;
     let standings = standings(&limiters, head.started_ms);
 
     let tariff = tariff(gateway, caller, &plan);
@@ -303,7 +310,8 @@ fn begun(gateway: &Gateway, caller: &Caller, headers: &HeaderMap, head: &Head, b
     if key.is_empty() || key.len() > idempotency::KEY_BYTES_MAX {
         return Err(Refusal::BadHeader { name: "Idempotency-Key", expected: "1 to 255 characters" });
     }
-    let asked = Asked { account: &caller.key.account_id, key_id: &caller.key.id, idempotency_key: key.as_bytes(), endpoint: head.endpoint, body };
+    let asked =
+        Asked { account: &caller.key.account_id, key_id: &caller.key.id, idempotency_key: key.as_bytes(), endpoint: head.endpoint, body };
     Ok(Some(answers.begin(asked, head.id, head.started_ms)))
 }
 
@@ -318,7 +326,15 @@ fn read_body(session: &ServerSession, endpoint: Endpoint, body: &Bytes) -> Resul
 }
 
 /// The plan of attempts and the estimate of the prompt.
-pub fn plan(gateway: &Gateway, catalog: &Catalog, caller: &Caller, headers: &HeaderMap, head: &Head, peek: &Peek, draw: Draw) -> Result<(Plan, u64), Refusal> {
+pub fn plan(
+    gateway: &Gateway,
+    catalog: &Catalog,
+    caller: &Caller,
+    headers: &HeaderMap,
+    head: &Head,
+    peek: &Peek,
+    draw: Draw,
+) -> Result<(Plan, u64), Refusal> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim).filter(|value| !value.is_empty());
     let byok = match text("x-weir-byok").map(str::to_ascii_lowercase).as_deref() {
         None => ByokWish::Unspecified,
@@ -364,7 +380,8 @@ fn is_budgeted(gateway: &Gateway, caller: &Caller) -> bool {
 
 /// The most the answer can have: what the request, the level and the model allow, times the choices asked for.
 fn most_output(peek: &Peek, plan: &Plan) -> u64 {
-    let most = plan.upcoming().map(|attempt| attempt.output_at_most.unwrap_or(UNSTATED_OUTPUT_TOKENS)).max().unwrap_or(UNSTATED_OUTPUT_TOKENS);
+    let most =
+        plan.upcoming().map(|attempt| attempt.output_at_most.unwrap_or(UNSTATED_OUTPUT_TOKENS)).max().unwrap_or(UNSTATED_OUTPUT_TOKENS);
     most.saturating_mul(peek.choices.max(1))
 }
 
@@ -424,11 +441,16 @@ fn reserve(gateway: &Gateway, caller: &Caller, priced: &Priced<'_>, now_ms: u64)
         return Err(Refusal::CreditsUsedUp { upgrade_url: gateway.upgrade_url.clone() });
     }
     let cost = |output: u64| {
-        priced.plan.upcoming().map(|attempt| match (&attempt.payer, &attempt.target.price) {
-            (Payer::Own(_), _) => priced.tariff.byok_fee,
-            (Payer::Platform, TargetPrice::Priced(price)) => priced.tariff.charge(price.most(priced.prompt_tokens, output), false),
-            (Payer::Platform, TargetPrice::Free | TargetPrice::Unpriced) => Credits(0),
-        }).max().unwrap_or_default()
+        priced
+            .plan
+            .upcoming()
+            .map(|attempt| match (&attempt.payer, &attempt.target.price) {
+                (Payer::Own(_), _) => priced.tariff.byok_fee,
+                (Payer::Platform, TargetPrice::Priced(price)) => priced.tariff.charge(price.most(priced.prompt_tokens, output), false),
+                (Payer::Platform, TargetPrice::Free | TargetPrice::Unpriced) => Credits(0),
+            })
+            .max()
+            .unwrap_or_default()
     };
     let most = cost(priced.output_tokens);
     let least = cost(AFFORDABLE_OUTPUT_TOKENS_MIN.min(priced.output_tokens));

@@ -142,7 +142,12 @@ async fn inference(gateway: &Arc<Gateway>, session: &mut ServerSession, endpoint
             let mut standings = Standings::default();
             if let Some(caller) = caller {
                 standings = ingress::standing(gateway, &caller, head.started_ms);
-                let outcome = Outcome { status: refusal.status(), end: End::Refused, duration_ms: head.started.elapsed().as_millis() as u64, ..Outcome::default() };
+                let outcome = Outcome {
+                    status: refusal.status(),
+                    end: End::Refused,
+                    duration_ms: head.started.elapsed().as_millis() as u64,
+                    ..Outcome::default()
+                };
                 // A refusal costs nothing; when even its row finds no room the answer is the same.
                 if let Ok(closed) = gateway.ledger.record(ingress::refused_facts(&head, &caller), outcome) {
                     closed.safe().await;

@@ -9,10 +9,10 @@ use crate::engine::dialect::Dialect;
 use crate::engine::provider::spec;
 use crate::engine::refusal::Refusal;
 use crate::store::audit::Actor;
+use crate::store::follow::Mirror;
 use crate::store::secret::Secret;
 use crate::store::usage;
 use crate::store::vault::{self, Entry, NewEntry};
-use crate::store::follow::Mirror;
 use crate::store::{self, Error};
 use crate::telemetry::clock;
 use http::Method;
@@ -63,7 +63,8 @@ async fn answer(gateway: &Arc<Gateway>, session: &mut ServerSession, catalog: &C
         (&Method::GET, ["requests", id]) => request(gateway, caller, id).await,
         (&Method::GET, ["keys"]) => keys(gateway, caller).await,
         (&Method::POST, ["keys"]) => {
-            let body = respond::small_body(session, BODY_BYTES_MAX).await.ok_or(Refusal::BodyTooLarge { limit_bytes: BODY_BYTES_MAX as u64 })?;
+            let body =
+                respond::small_body(session, BODY_BYTES_MAX).await.ok_or(Refusal::BodyTooLarge { limit_bytes: BODY_BYTES_MAX as u64 })?;
             set_key(gateway, session, catalog, caller, &body, now_ms).await
         }
         (&Method::DELETE, ["keys", provider]) => remove_key(gateway, session, caller, provider, now_ms).await,
@@ -78,7 +79,12 @@ async fn answer(gateway: &Arc<Gateway>, session: &mut ServerSession, catalog: &C
 
 fn me(gateway: &Gateway, catalog: &Catalog, caller: &Caller, now_ms: u64) -> Value {
     let tier = caller.tier.as_deref();
-    let mut levels: Vec<&str> = catalog.levels.values().filter(|level| crate::engine::policy::may_use_level(tier, caller.key.scopes(), level).is_ok()).map(|level| &*level.name).collect();
+    let mut levels: Vec<&str> = catalog
+        .levels
+        .values()
+        .filter(|level| crate::engine::policy::may_use_level(tier, caller.key.scopes(), level).is_ok())
+        .map(|level| &*level.name)
+        .collect();
     levels.sort_unstable();
     let limits = caller.key.limits();
     let tier_limits = tier.map(|tier| tier.limits).unwrap_or_default();
@@ -104,11 +110,16 @@ fn open_models(catalog: &Catalog, caller: &Caller) -> Value {
     let list: Vec<Value> = models::open(catalog, caller)
         .iter()
         .map(|model| {
-            let can: Vec<&str> = [(Capabilities::STREAM, "stream"), (Capabilities::TOOLS, "tools"), (Capabilities::VISION, "vision"), (Capabilities::JSON, "json")]
-                .into_iter()
-                .filter(|(one, _)| able(model, *one))
-                .map(|(_, name)| name)
-                .collect();
+            let can: Vec<&str> = [
+                (Capabilities::STREAM, "stream"),
+                (Capabilities::TOOLS, "tools"),
+                (Capabilities::VISION, "vision"),
+                (Capabilities::JSON, "json"),
+            ]
+            .into_iter()
+            .filter(|(one, _)| able(model, *one))
+            .map(|(_, name)| name)
+            .collect();
             json!({"id": &*model.name, "context_window": model.context_window, "max_output": model.max_output, "can": can,
                    "providers": model.targets.iter().map(|target| &*target.provider.name).collect::<Vec<_>>()})
         })
@@ -132,7 +143,10 @@ async fn used(gateway: &Gateway, session: &ServerSession, caller: &Caller, now_m
     let since = respond::query(session, "since");
     let account = caller.key.account_id.to_string();
     gateway.ledger.flushed().await;
-    let report = gateway.store.run(move |store| usage::report(store, &usage::Question::parse(&by, since.as_deref(), Some(&account), now_ms)?, now_ms)).await;
+    let report = gateway
+        .store
+        .run(move |store| usage::report(store, &usage::Question::parse(&by, since.as_deref(), Some(&account), now_ms)?, now_ms))
+        .await;
     report.map_err(plain).and_then(|report| serde_json::to_value(report).map(|value| (200, value)).map_err(|_| Refusal::Internal))
 }
 
@@ -174,7 +188,8 @@ async fn set_key(gateway: &Arc<Gateway>, session: &ServerSession, catalog: &Cata
     if tier.is_some_and(|tier| !tier.byok) {
         return Err(Refusal::ByokClosed);
     }
-    let new: NewOwnKey = serde_json::from_slice(body).map_err(|_| Refusal::BadHeader { name: "body", expected: "{\"provider\", \"key\", \"name\"?, \"base_url\"?}" })?;
+    let new: NewOwnKey = serde_json::from_slice(body)
+        .map_err(|_| Refusal::BadHeader { name: "body", expected: "{\"provider\", \"key\", \"name\"?, \"base_url\"?}" })?;
     let provider = catalog.providers.get(new.provider.as_str()).ok_or(Refusal::NotFound { what: "provider" })?;
     if let Some(url) = &new.base_url {
         if !tier.is_some_and(|tier| tier.own_base_url) {
@@ -191,7 +206,14 @@ async fn set_key(gateway: &Arc<Gateway>, session: &ServerSession, catalog: &Cata
     let stored = gateway
         .store
         .run(move |store| {
-            let entry = NewEntry { account: &account, provider: &provider, kind: Some(kind), name: name.as_deref(), base_url: base_url.as_deref(), key: &secret };
+            let entry = NewEntry {
+                account: &account,
+                provider: &provider,
+                kind: Some(kind),
+                name: name.as_deref(),
+                base_url: base_url.as_deref(),
+                key: &secret,
+            };
             let stored = vault::set(store, &masters, &entry, Actor { who: &who, from: &from }, now_ms)?;
             let entry = vault::list(store, Some(&account))?.into_iter().find(|entry| entry.provider == provider);
             Ok((stored, entry))
@@ -203,7 +225,10 @@ async fn set_key(gateway: &Arc<Gateway>, session: &ServerSession, catalog: &Cata
     let mut document = entry.as_ref().map(shown).unwrap_or_else(|| json!({}));
     document["replaced"] = json!(stored.replaced);
     if stored.unfamiliar {
-        document["warning"] = json!(format!("This does not look like the keys {} has given out so far. It is stored; check it with POST /weir/v1/keys/{{provider}}/check.", spec(kind).title));
+        document["warning"] = json!(format!(
+            "This does not look like the keys {} has given out so far. It is stored; check it with POST /weir/v1/keys/{{provider}}/check.",
+            spec(kind).title
+        ));
     }
     Ok((201, document))
 }
@@ -226,22 +251,44 @@ fn own_base_url(url: &str) -> Result<(), Refusal> {
 
 async fn remove_key(gateway: &Arc<Gateway>, session: &ServerSession, caller: &Caller, provider: &str, now_ms: u64) -> Answer {
     let (account, who, from, name) = (caller.key.account_id.to_string(), caller.key.id.to_string(), from(session), provider.to_string());
-    gateway.store.run(move |store| vault::remove(store, &account, &name, Actor { who: &who, from: &from }, now_ms)).await.map_err(|_| Refusal::NotFound { what: "provider key" })?;
+    gateway
+        .store
+        .run(move |store| vault::remove(store, &account, &name, Actor { who: &who, from: &from }, now_ms))
+        .await
+        .map_err(|_| Refusal::NotFound { what: "provider key" })?;
     refresh(gateway, caller).await?;
     Ok((200, json!({"provider": provider, "removed": true})))
 }
 
-async fn check_key(gateway: &Arc<Gateway>, session: &ServerSession, catalog: &Catalog, caller: &Caller, provider: &str, now_ms: u64) -> Answer {
+async fn check_key(
+    gateway: &Arc<Gateway>,
+    session: &ServerSession,
+    catalog: &Catalog,
+    caller: &Caller,
+    provider: &str,
+    now_ms: u64,
+) -> Answer {
     let known = catalog.providers.get(provider).ok_or(Refusal::NotFound { what: "provider" })?.clone();
     let Some(masters) = gateway.key_ring.masters() else { return Err(Refusal::NotFound { what: "provider key" }) };
     let (account, name) = (caller.key.account_id.to_string(), provider.to_string());
-    let (entry, secret) = gateway.store.run(move |store| vault::open(store, &masters, &account, &name)).await.map_err(|_| Refusal::NotFound { what: "provider key" })?;
+    let (entry, secret) = gateway
+        .store
+        .run(move |store| vault::open(store, &masters, &account, &name))
+        .await
+        .map_err(|_| Refusal::NotFound { what: "provider key" })?;
     let checked = vault::check::ask(&known, &entry, &secret).await;
     let (who, from) = (caller.key.id.to_string(), from(session));
     let verdict = checked.verdict;
     let noted = entry.clone();
-    gateway.store.run(move |store| vault::checked(store, &noted, verdict, Actor { who: &who, from: &from }, now_ms)).await.map_err(plain)?;
-    Ok((200, json!({"provider": provider, "key": entry.shown, "check": verdict.name(), "detail": checked.detail, "checked_at": clock::rfc3339(now_ms)})))
+    gateway
+        .store
+        .run(move |store| vault::checked(store, &noted, verdict, Actor { who: &who, from: &from }, now_ms))
+        .await
+        .map_err(plain)?;
+    Ok((
+        200,
+        json!({"provider": provider, "key": entry.shown, "check": verdict.name(), "detail": checked.detail, "checked_at": clock::rfc3339(now_ms)}),
+    ))
 }
 
 /// A store's no to a caller: its text is for people and holds no secret; its other failures are not the caller's business.

@@ -40,9 +40,17 @@ pub async fn run(gateway: Arc<Gateway>) {
                 let _permit = permit;
                 let is_up = matches!(tokio::time::timeout(PROBE_TIMEOUT, ask(&gateway, &provider)).await, Ok(true));
                 let (before, now_ms) = (provider.state.gauge(clock::now_ms()), clock::now_ms());
-                if is_up { provider.state.on_probe_ok() } else { provider.state.on_probe_failed(now_ms, &retry) }
+                if is_up {
+                    provider.state.on_probe_ok()
+                } else {
+                    provider.state.on_probe_failed(now_ms, &retry)
+                }
                 if before != provider.state.gauge(now_ms) {
-                    event(if is_up { Severity::Info } else { Severity::Warn }, if is_up { "provider is back" } else { "provider does not answer" }, &provider.name);
+                    event(
+                        if is_up { Severity::Info } else { Severity::Warn },
+                        if is_up { "provider is back" } else { "provider does not answer" },
+                        &provider.name,
+                    );
                 }
             });
         }
@@ -62,7 +70,10 @@ async fn ask(gateway: &Gateway, provider: &Arc<Provider>) -> bool {
             Auth::Header(name) => header.insert_header(name, key.expose()).is_ok(),
         };
     }
-    if !written || connected.session.write_request_header(Box::new(header)).await.is_err() || connected.session.finish_request_body().await.is_err() {
+    if !written
+        || connected.session.write_request_header(Box::new(header)).await.is_err()
+        || connected.session.finish_request_body().await.is_err()
+    {
         return false;
     }
     if connected.session.read_response_header().await.is_err() {

@@ -188,7 +188,12 @@ async fn finish(
 
 /// Passes on what comes behind the end mark (the end of its line, a comment) until the upstream closes its framing. To the
 /// client while it is `there`; whether it still is.
-async fn pass_rest(session: &mut ServerSession, keeping: &mut Option<Keeping>, connected: &mut super::upstream::Connected, mut there: bool) -> bool {
+async fn pass_rest(
+    session: &mut ServerSession,
+    keeping: &mut Option<Keeping>,
+    connected: &mut super::upstream::Connected,
+    mut there: bool,
+) -> bool {
     connected.session.set_read_timeout(Some(TRAILER_TIMEOUT));
     while (there || keeping.is_some()) && !connected.session.response_done() {
         match connected.session.read_response_body().await {
@@ -232,7 +237,8 @@ impl Relay<'_> {
         let mut event = String::from("\n\n");
         refusal.write_event(self.endpoint, &mut event);
         out.push(event.into());
-        write(self.session, &mut self.keeping, out, joined).await.is_ok() && self.session.write_response_body(Bytes::new(), true).await.is_ok()
+        write(self.session, &mut self.keeping, out, joined).await.is_ok()
+            && self.session.write_response_body(Bytes::new(), true).await.is_ok()
     }
 }
 

@@ -343,7 +343,9 @@ impl Open {
     /// What a tally costs at the current target.
     fn cost(&self, tally: &Tally) -> (Usd, Option<Arc<str>>) {
         match self.current.as_ref().map(|current| &current.target.price) {
-            Some(TargetPrice::Priced(price)) => (price.cost(&tally.usage, tally.service_tier.as_deref(), tally.reported_cost), Some(Arc::from(price.id()))),
+            Some(TargetPrice::Priced(price)) => {
+                (price.cost(&tally.usage, tally.service_tier.as_deref(), tally.reported_cost), Some(Arc::from(price.id())))
+            }
             Some(TargetPrice::Free) => (Usd(0), Some(Arc::from("free"))),
             Some(TargetPrice::Unpriced) => (tally.reported_cost.unwrap_or(Usd(0)), Some(Arc::from("unpriced"))),
             None => (Usd(0), None),
@@ -398,7 +400,15 @@ impl Open {
     }
 
     /// The end of every request: limits corrected, balance settled, row journalled, metrics counted, line logged.
-    fn write_row(mut self: Box<Self>, end: End, usage: Usage, usage_source: Source, price_id: Option<Arc<str>>, cost: Usd, charge: Credits) -> Closed {
+    fn write_row(
+        mut self: Box<Self>,
+        end: End,
+        usage: Usage,
+        usage_source: Source,
+        price_id: Option<Arc<str>>,
+        cost: Usd,
+        charge: Credits,
+    ) -> Closed {
         let now_ms = clock::now_ms();
         for admitted in self.limits.drain(..) {
             admitted.correct(now_ms, usage.total_tokens());
@@ -410,7 +420,11 @@ impl Open {
         if outcome.provider.is_some() {
             gateway.metrics.used(&series, &outcome.usage, outcome.usage_source);
             gateway.metrics.cost(&series, outcome.cost, outcome.byok);
-            gateway.metrics.charge(self.facts.level.as_deref().unwrap_or("none"), self.facts.tier.as_deref().unwrap_or("none"), outcome.charge);
+            gateway.metrics.charge(
+                self.facts.level.as_deref().unwrap_or("none"),
+                self.facts.tier.as_deref().unwrap_or("none"),
+                outcome.charge,
+            );
             series.request_seconds.observe(self.started.elapsed().as_secs_f64());
         }
         let last = self.last(end, outcome.status);
@@ -428,7 +442,8 @@ mod tests {
     #[test]
     fn two_attempts_of_one_request_are_charged_together() {
         // A credit of 2 pico-dollars: half a unit of 10⁻⁹ credit is lost or won with each rounding of an odd product.
-        let tariff = Tariff { multiplier: Factor::parse("0.000000001").unwrap(), markup: Factor::ZERO, byok_fee: Credits(7), credit: Usd(2) };
+        let tariff =
+            Tariff { multiplier: Factor::parse("0.000000001").unwrap(), markup: Factor::ZERO, byok_fee: Credits(7), credit: Usd(2) };
         assert_eq!([tariff.charge(Usd(1), false), tariff.charge(Usd(3), false)], [Credits(0), Credits(2)]);
         for (attempts, expected) in [
             ([(Usd(1), false), (Usd(1), false)], 1),

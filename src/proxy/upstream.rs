@@ -80,7 +80,11 @@ pub struct Connected {
 impl Upstreams {
     /// Nothing is connected yet.
     pub fn new() -> Upstreams {
-        Upstreams { connector: Connector::new(Some(ConnectorOptions::new(POOL_SIZE))), peers: papaya::HashMap::new(), hasher: std::hash::RandomState::new() }
+        Upstreams {
+            connector: Connector::new(Some(ConnectorOptions::new(POOL_SIZE))),
+            peers: papaya::HashMap::new(),
+            hasher: std::hash::RandomState::new(),
+        }
     }
 
     /// A connection to `provider`. `public_only`: the base URL is a caller's, its address must be public (checked on the
@@ -167,7 +171,15 @@ impl Upstreams {
     /// Everything that tells one provider's connections from another's.
     fn key(&self, provider: &Provider) -> u64 {
         let timeouts = &provider.timeouts;
-        self.hasher.hash_one((&provider.name, provider.base.tls, &provider.base.host, provider.base.port, &provider.ca, provider.http2, timeouts.connect))
+        self.hasher.hash_one((
+            &provider.name,
+            provider.base.tls,
+            &provider.base.host,
+            provider.base.port,
+            &provider.ca,
+            provider.http2,
+            timeouts.connect,
+        ))
     }
 }
 
@@ -201,7 +213,9 @@ fn authorities(path: &str) -> Result<Arc<CaType>, ConnectError> {
     let certificates: Vec<WrappedX509> = CertificateDer::pem_file_iter(path)
         .map_err(|_| ConnectError::Authorities)?
         .filter_map(Result::ok)
-        .filter_map(|certificate| WrappedX509::try_new(certificate.to_vec(), |raw| X509Certificate::from_der(raw).map(|(_, parsed)| parsed)).ok())
+        .filter_map(|certificate| {
+            WrappedX509::try_new(certificate.to_vec(), |raw| X509Certificate::from_der(raw).map(|(_, parsed)| parsed)).ok()
+        })
         .collect();
     if certificates.is_empty() { Err(ConnectError::Authorities) } else { Ok(certificates.into()) }
 }
@@ -247,7 +261,24 @@ mod tests {
 
     #[test]
     fn only_public_addresses_are_public() {
-        for private in ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "255.255.255.255", "198.18.0.1", "::1", "fe80::1", "fc00::1", "::ffff:10.0.0.1", "2001:db8::1", "64:ff9b::a00:1", "2002:a00:1::"] {
+        for private in [
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "255.255.255.255",
+            "198.18.0.1",
+            "::1",
+            "fe80::1",
+            "fc00::1",
+            "::ffff:10.0.0.1",
+            "2001:db8::1",
+            "64:ff9b::a00:1",
+            "2002:a00:1::",
+        ] {
             assert!(!is_public(private.parse().unwrap()), "{private}");
         }
         for public in ["1.1.1.1", "104.18.6.192", "2606:4700::6812:7c0"] {

@@ -120,14 +120,17 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
             Ok(gauge)
         };
-        let provider_state =
-            IntGaugeVec::new(Opts::new("weir_provider_state", "0 cooling, 1 probing, 2 healthy"), &["provider"])?;
+        let provider_state = IntGaugeVec::new(Opts::new("weir_provider_state", "0 cooling, 1 probing, 2 healthy"), &["provider"])?;
         registry.register(Box::new(provider_state.clone()))?;
         let build_info = GaugeVec::new(Opts::new("weir_build_info", "Always 1; the labels tell the build"), &["version"])?;
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
         registry.register(Box::new(build_info))?;
         Ok(Metrics {
-            requests: counters("weir_requests_total", "Requests by path, model, provider and status", &["path", "model", "provider", "status"])?,
+            requests: counters(
+                "weir_requests_total",
+                "Requests by path, model, provider and status",
+                &["path", "model", "provider", "status"],
+            )?,
             attempts: counters("weir_attempts_total", "Attempts by provider and outcome", &["provider", "outcome"])?,
             refusals: counters("weir_refusals_total", "Requests refused by weir itself, by reason", &["reason"])?,
             tokens: counters("weir_tokens_total", "Tokens (and other units) by kind and source", &["model", "provider", "kind", "source"])?,

@@ -26,7 +26,9 @@ pub fn refusal(denied: Denied, model: &str, failure: Option<Failure>) -> Refusal
         Denied::PathClosed { path } => Refusal::PathClosed { path },
         Denied::UnknownModel { asked, nearest } => Refusal::UnknownModel { asked, nearest: names(nearest) },
         Denied::UnknownLevel { asked, nearest } => Refusal::UnknownLevel { asked, known: names(nearest) },
-        Denied::NoLevel => Refusal::BadHeader { name: "X-Power-Level", expected: "the name of a level, since the model 'auto' leaves the choice to it" },
+        Denied::NoLevel => {
+            Refusal::BadHeader { name: "X-Power-Level", expected: "the name of a level, since the model 'auto' leaves the choice to it" }
+        }
         Denied::ModelClosed { model, min_tier } => Refusal::ModelClosed { model, needs: min_tier },
         Denied::LevelClosed { level } => Refusal::LevelClosed { level: (*level).into() },
         Denied::ByokClosed => Refusal::ByokClosed,

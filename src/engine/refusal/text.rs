@@ -66,9 +66,7 @@ fn caller(refusal: &Refusal, f: &mut Formatter<'_>) -> fmt::Result {
         Refusal::OutputTooLong { model, most } => {
             write!(f, "The model '{}' writes {most} tokens at most. Ask for no more than that.", asked(model))
         }
-        Refusal::OtherModels => {
-            f.write_str("The field 'models' is not taken: fallbacks are configured here. Name one model in 'model'.")
-        }
+        Refusal::OtherModels => f.write_str("The field 'models' is not taken: fallbacks are configured here. Name one model in 'model'."),
         Refusal::Invalid { what } => write!(f, "{what}."),
         Refusal::NoKey => {
             f.write_str("You did not provide an API key. Send it as 'Authorization: Bearer KEY' (or in x-api-key or api-key).")
