@@ -10,6 +10,7 @@ use crate::engine::catalog::SecretRef;
 use crate::proxy::Proxy;
 use crate::proxy::body::InFlight;
 use crate::proxy::client_ids::ClientIds;
+use crate::proxy::plugin::Plugin;
 use crate::proxy::gateway::{Drain, Gateway, Limiters, Reload, Reloads};
 use crate::proxy::idempotency::Answers;
 use crate::proxy::queue::Queue;
@@ -32,6 +33,7 @@ use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
 use pingora_core::services::background::{BackgroundService, background_service};
 use pingora_core::services::listening::Service;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -237,6 +239,12 @@ impl App {
         admin.threads = Some(1);
         admin.add_tcp(&settings.listen.admin.to_string());
         server.add_service(admin);
+        if let Some(path) = &settings.listen.plugin {
+            let mut plugin = Service::new("plugin".into(), Plugin::new(gateway.clone()));
+            // Owner and group: who may connect may spend.
+            plugin.add_uds(&path.to_string_lossy(), Some(std::fs::Permissions::from_mode(0o660)));
+            server.add_service(plugin);
+        }
         if let Some(address) = &listening.demo_provider {
             let mut provider = Service::new("demo provider".into(), crate::cli::demo_provider::DemoProvider);
             provider.threads = Some(1);

@@ -374,7 +374,8 @@ fn rate_limited(limited: Limited) -> Refusal {
     Refusal::RateLimited { limit, allowed: limited.limit, retry_after_ms: limited.retry_after_ms }
 }
 
-fn is_budgeted(gateway: &Gateway, caller: &Caller) -> bool {
+/// Targets without a price are closed to the caller.
+pub fn is_budgeted(gateway: &Gateway, caller: &Caller) -> bool {
     caller.key.has_budget || gateway.account(&caller.key).has_budget()
 }
 

@@ -17,6 +17,7 @@ pub mod idempotency;
 pub mod ingress;
 pub mod models;
 pub mod own;
+pub mod plugin;
 pub mod probe;
 pub mod queue;
 pub mod race;

@@ -216,6 +216,15 @@ impl Settlement {
         settled
     }
 
+    /// As [`Settlement::settle`] for counts that were made elsewhere and are final.
+    pub async fn settle_known(mut self, ending: Ending, mut tally: Tally) {
+        let Some(open) = self.open.take() else { return };
+        let (_, closed) = open.close_counted(ending, &mut tally);
+        if !closed.is_safe() {
+            closed.safe().await;
+        }
+    }
+
     /// Closes the account of a request that no target answered.
     pub async fn refuse(mut self, end: End, status: u16) {
         let Some(mut open) = self.open.take() else { return };
@@ -358,6 +367,10 @@ impl Open {
         if tally.usage.of(Bucket::Requests) == 0 {
             tally.usage.set(Bucket::Requests, 1);
         }
+        self.close_counted(ending, tally)
+    }
+
+    fn close_counted(self: Box<Self>, ending: Ending, tally: &mut Tally) -> (Settled, Closed) {
         let (cost, price_id, charge) = self.bill(tally);
         let end = match ending {
             Ending::Complete => End::Complete,
