@@ -10,9 +10,9 @@ use crate::engine::catalog::SecretRef;
 use crate::proxy::Proxy;
 use crate::proxy::body::InFlight;
 use crate::proxy::client_ids::ClientIds;
-use crate::proxy::plugin::Plugin;
 use crate::proxy::gateway::{Drain, Gateway, Limiters, Reload, Reloads};
 use crate::proxy::idempotency::Answers;
+use crate::proxy::plugin::Plugin;
 use crate::proxy::queue::Queue;
 use crate::proxy::upstream::Upstreams;
 use crate::store::audit::Actor;
@@ -28,7 +28,9 @@ use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use pingora_core::listeners::ListenerConfig;
 use pingora_core::listeners::tls::TlsSettings;
+use pingora_core::protocols::l4::stream::L4BufferSettings;
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
 use pingora_core::services::background::{BackgroundService, background_service};
@@ -43,6 +45,9 @@ use tokio::signal::unix::{SignalKind, signal};
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Pingora waits this long between handing its sockets over and closing its own, so that no connection falls between.
 const HAND_OVER_SECONDS: u64 = 5;
+/// A whole answer of common size leaves with its header in one write. There is no read buffer: the HTTP parser and TLS read
+/// into their own, and Pingora's default would hold 64 KiB for every connection.
+const CLIENT_WRITE_BUFFER_BYTES: usize = 8 << 10;
 /// How often a drain looks whether everybody has gone.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
 
@@ -221,16 +226,18 @@ impl App {
         let mut server = Server::new_with_opt_and_conf(opt, conf);
         server.bootstrap();
 
+        let buffers = L4BufferSettings::new(0, CLIENT_WRITE_BUFFER_BYTES);
         let mut proxy = Service::new("proxy".into(), Proxy::new(gateway.clone()));
         for address in &settings.listen.proxy {
             let address = address.to_string();
+            let listener = ListenerConfig::tcp(address).l4_buffer(buffers);
             match &settings.listen.tls {
-                None => proxy.add_tcp(&address),
+                None => proxy.add_listener(listener),
                 Some(tls) => {
                     let mut tls_settings = TlsSettings::intermediate(&tls.cert.to_string_lossy(), &tls.key.to_string_lossy())
                         .map_err(|error| Failure::Failed(format!("listen.tls: {error}")))?;
                     tls_settings.enable_h2();
-                    proxy.add_tls_with_settings(&address, None, tls_settings);
+                    proxy.add_listener(listener.tls(tls_settings));
                 }
             }
         }

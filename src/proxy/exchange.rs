@@ -70,7 +70,8 @@ pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
             Ok(next) => next,
             Err(refusal) => return serving.refuse(session, refusal).await,
         };
-        match serving.race(session, next, sending).await {
+        // Boxed: what is over before a stream begins must not take room for as long as it runs.
+        match Box::pin(serving.race(session, next, sending)).await {
             Raced::Won(winner, committed) => return serving.answer(session, *winner, committed).await,
             Raced::Gone(family) => {
                 cancel(serving.admitted.settlement, family).await;

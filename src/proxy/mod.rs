@@ -129,7 +129,8 @@ async fn refuse(gateway: &Gateway, session: &mut ServerSession, dialect: Dialect
 
 async fn inference(gateway: &Arc<Gateway>, session: &mut ServerSession, endpoint: Endpoint) -> bool {
     let head = Head::new(endpoint, &session.req_header().headers);
-    match ingress::admit(gateway, session, &head).await {
+    // Boxed: what is over before a stream begins must not take room for as long as it runs.
+    match Box::pin(ingress::admit(gateway, session, &head)).await {
         Ok(admitted) => exchange::serve(gateway, session, &head, admitted).await,
         Err(Stopped::Gone) => false,
         Err(Stopped::Answered(kept, caller)) => {

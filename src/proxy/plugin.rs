@@ -17,8 +17,8 @@ use super::settle::{Current, Ending, Settlement};
 use super::{denied, finish, respond};
 use crate::engine::catalog::{Capabilities, Target};
 use crate::engine::dialect::{Dialect, Endpoint};
-use crate::engine::meter::Tally;
 use crate::engine::id::RequestId;
+use crate::engine::meter::Tally;
 use crate::engine::money::{Credits, Usd};
 use crate::engine::peek::Peek;
 use crate::engine::refusal::Refusal;
@@ -228,7 +228,12 @@ impl Plugin {
         if let Some(open) = pending.settlement.open() {
             open.status = row.status;
             open.first_event_ms = row.first_event_ms;
-            open.current = target.map(|target| Current { target: target.clone(), own_key: row.byok, attempts: row.attempts, was_fallback: row.was_fallback });
+            open.current = target.map(|target| Current {
+                target: target.clone(),
+                own_key: row.byok,
+                attempts: row.attempts,
+                was_fallback: row.was_fallback,
+            });
             open.series = target.map(|target| self.gateway.metrics.of_target(target));
         }
         let ending = match row.end.as_str() {
@@ -294,7 +299,8 @@ impl Plugin {
 
     /// Settles what nobody has settled in time.
     async fn expire(&self) {
-        let late: Vec<Pending> = self.open.lock().extract_if(|_, pending| pending.since.elapsed() > SETTLE_BY).map(|(_, pending)| pending).collect();
+        let late: Vec<Pending> =
+            self.open.lock().extract_if(|_, pending| pending.since.elapsed() > SETTLE_BY).map(|(_, pending)| pending).collect();
         for mut pending in late {
             let mut tally = Tally { source: Source::Counted, ..Tally::default() };
             if let Some(open) = pending.settlement.open() {
