@@ -20,6 +20,8 @@ pub const ERROR_BODY_BYTES_MAX: usize = 64 << 10;
 /// A whole answer is held until it is complete (its cost goes into a header). A larger one is passed on as it comes, counted
 /// by its tail, without the cost header.
 pub const WHOLE_ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Slices up to this size wait for the last one, to go out in one write with it; larger ones are worth a write of their own.
+const HELD_SLICE_BYTES_MAX: usize = 16 << 10;
 /// What may come before the first event of a stream (comments): beyond it the attempt commits as it is.
 const PREAMBLE_BYTES_MAX: usize = 64 << 10;
 
@@ -193,11 +195,19 @@ async fn exchange(
 ) -> Result<Committed, Broken> {
     let timeouts = &sending.provider.timeouts;
     let first_event_by = Instant::now() + timeouts.first_event;
+    let holds = connected.holds.clone().filter(|_| !sending.body.is_empty());
+    let hold = |on: bool| {
+        if let Some(holds) = &holds {
+            holds.store(on, std::sync::atomic::Ordering::Relaxed);
+        }
+    };
     let session = &mut connected.session;
     session.set_write_timeout(Some(timeouts.first_event));
     let wrote = async {
+        hold(true);
         session.write_request_header(header).await?;
         for (index, slice) in sending.body.iter().enumerate() {
+            hold(index + 1 < sending.body.len() && slice.len() <= HELD_SLICE_BYTES_MAX);
             session.write_request_body(slice.clone(), index + 1 == sending.body.len()).await?;
         }
         if sending.body.is_empty() { session.finish_request_body().await } else { Ok(()) }

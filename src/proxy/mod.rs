@@ -24,6 +24,7 @@ pub mod race;
 pub mod relay;
 pub mod respond;
 pub mod settle;
+pub mod together;
 pub mod upstream;
 
 use crate::engine::dialect::{Dialect, Endpoint};

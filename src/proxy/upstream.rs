@@ -1,10 +1,13 @@
 //! Connections to providers: names resolved off the path, pools that mix neither hosts nor authorities, verified TLS.
 
+use super::together::Together;
 use crate::engine::catalog::{BaseUrl, Provider};
 use crate::telemetry::log_lines::{Severity, event};
 use pingora_core::connectors::ConnectorOptions;
 use pingora_core::connectors::http::Connector;
+use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::client::HttpSession;
+use pingora_core::protocols::http::v1::client::HttpSession as Http1Session;
 use pingora_core::protocols::tls::CaType;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::utils::tls::WrappedX509;
@@ -73,8 +76,26 @@ pub struct Connected {
     pub session: HttpSession,
     /// It came from the pool: a reset before any answer may be its age, not the provider's fault.
     pub reused: bool,
+    /// Over HTTP/1: while set, writes stay back (see [`super::together`]).
+    pub holds: Option<Arc<AtomicBool>>,
     resolved: Arc<Resolved>,
     index: usize,
+}
+
+/// An HTTP/1 session whose writes can be held together. A connection from the pool is one already.
+fn together(session: HttpSession, peer: &HttpPeer) -> (HttpSession, Option<Arc<AtomicBool>>) {
+    let HttpSession::H1(session) = session else { return (session, None) };
+    let stream = session.into_inner();
+    let known = (*stream).as_any().downcast_ref::<Together>().map(Together::holds);
+    let (stream, holds): (Stream, _) = match known {
+        Some(holds) => (stream, holds),
+        None => {
+            let stream = Together::new(stream);
+            let holds = stream.holds();
+            (Box::new(stream), holds)
+        }
+    };
+    (HttpSession::H1(Http1Session::new_with_options(stream, peer)), Some(holds))
 }
 
 impl Upstreams {
@@ -102,7 +123,10 @@ impl Upstreams {
                 return Err(ConnectError::NotPublic);
             }
             match self.connector.get_http_session(peer).await {
-                Ok((session, reused)) => return Ok(Connected { session, reused, resolved: resolved.clone(), index }),
+                Ok((session, reused)) => {
+                    let (session, holds) = together(session, peer);
+                    return Ok(Connected { session, reused, holds, resolved: resolved.clone(), index });
+                }
                 Err(error) => {
                     failure = match error.etype() {
                         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => ConnectError::Timeout,
