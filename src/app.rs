@@ -35,6 +35,7 @@ use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
 use pingora_core::services::background::{BackgroundService, background_service};
 use pingora_core::services::listening::Service;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -66,6 +67,8 @@ pub struct Listening {
     pub upgrade: bool,
     /// Address of the built-in provider (`weir demo`).
     pub demo_provider: Option<String>,
+    /// Printed once the server runs and its signals are watched.
+    pub announcement: Option<String>,
 }
 
 /// Loads the hot files once. All problems are reported.
@@ -263,7 +266,7 @@ impl App {
         server.add_service(keeper);
 
         log_lines::event(Severity::Info, "serving", &format!("{:?}", settings.listen.proxy));
-        server.run(RunArgs { shutdown_signal: Box::new(Signals { gateway: gateway.clone() }) });
+        server.run(RunArgs { shutdown_signal: Box::new(Signals { gateway: gateway.clone(), announcement: listening.announcement }) });
         close(&gateway, follower);
         Ok(())
     }
@@ -318,6 +321,7 @@ fn resolve(gateway: &Gateway, reference: &SecretRef) -> Result<Secret, String> {
 /// What ends the server.
 struct Signals {
     gateway: Arc<Gateway>,
+    announcement: Option<String>,
 }
 
 #[async_trait]
@@ -329,6 +333,10 @@ impl ShutdownSignalWatch for Signals {
             log_lines::event(Severity::Error, "signals", "cannot be watched; stopping");
             return ShutdownSignal::FastShutdown;
         };
+        if let Some(text) = &self.announcement {
+            // Nobody reads it: then nobody wanted it.
+            let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        }
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => return ShutdownSignal::FastShutdown,

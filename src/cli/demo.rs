@@ -9,7 +9,6 @@ use crate::store::audit::Actor;
 use crate::store::follow::Mirror;
 use crate::store::keys::{self, NewKey, Scopes};
 use crate::telemetry::{clock, log_lines};
-use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
 
@@ -43,23 +42,20 @@ pub fn run(port: u16) -> Result<(), Failure> {
     let gateway = &app.gateway;
     gateway.callers.refresh(&gateway.store, &created.id)?;
     gateway.accounts.refresh(&gateway.store, &created.account, clock::now_ms())?;
-    print(port, admin_port, created.key.expose())?;
-    app.run(Listening { upgrade: false, demo_provider: Some(format!("127.0.0.1:{provider_port}")) })
+    let announcement = Some(announcement(port, admin_port, created.key.expose()));
+    app.run(Listening { upgrade: false, demo_provider: Some(format!("127.0.0.1:{provider_port}")), announcement })
 }
 
-fn print(port: u16, admin_port: u16, key: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
+/// What a visitor needs to try it.
+fn announcement(port: u16, admin_port: u16, key: &str) -> String {
     let model = MODELS[0];
-    write!(
-        out,
+    format!(
         "weir is serving with a built-in provider. Everything it keeps is gone when it ends (Ctrl-C).\n\n\
          key      {key}\n\
          proxy    http://127.0.0.1:{port}/v1\n\
          metrics  http://127.0.0.1:{admin_port}/metrics\n\n\
          curl -N http://127.0.0.1:{port}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{{\"model\":\"{model}\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"What is a weir?\"}}]}}'\n\n"
-    )?;
-    out.flush()?;
-    Ok(())
+    )
 }
 
 fn write_configuration(folder: &Path, port: u16, admin_port: u16, provider_port: u16) -> Result<(), Failure> {

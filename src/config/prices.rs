@@ -1,12 +1,14 @@
 //! `prices.toml`: text in, prices or problems out.
 //!
-//!     [price."openai/gpt-4o-mini"]
-//!     input = "0.15"              # dollars per million tokens
-//!     cached_input = "0.075"
-//!     output = "0.60"
-//!     above = [ { input_tokens = 200000, input = "0.30" } ]
-//!     [price."openai/gpt-4o-mini".flex]
-//!     input = "0.075"
+//! ```toml
+//! [price."openai/gpt-4o-mini"]
+//! input = "0.15"              # dollars per million tokens
+//! cached_input = "0.075"
+//! output = "0.60"
+//! above = [ { input_tokens = 200000, input = "0.30" } ]
+//! [price."openai/gpt-4o-mini".flex]
+//! input = "0.075"
+//! ```
 
 use super::problem::Problem;
 use super::walk::{File, Table};

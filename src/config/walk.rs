@@ -3,15 +3,17 @@
 //! serde would stop at the first problem. Here a reader hands out each field as the type it should have; what is wrong is noted
 //! and reading goes on, so that one load reports everything. [`Table::finish`] reports the keys nobody asked for.
 //!
-//!     let file = File::new("routing.toml", text);
-//!     let Some(document) = file.parse() else { return Err(file.into_problems()) };
-//!     let mut root = file.root(&document);
-//!     for (name, mut provider) in root.tables("provider") {
-//!         let priority = provider.integer("priority").unwrap_or(100);
-//!         provider.finish();
-//!     }
-//!     root.finish();
-//!     let problems = file.into_problems();
+//! ```ignore
+//! let file = File::new("routing.toml", text);
+//! let Some(document) = file.parse() else { return Err(file.into_problems()) };
+//! let mut root = file.root(&document);
+//! for (name, mut provider) in root.tables("provider") {
+//!     let priority = provider.integer("priority").unwrap_or(100);
+//!     provider.finish();
+//! }
+//! root.finish();
+//! let problems = file.into_problems();
+//! ```
 //!
 //! A value is never quoted in a problem where it could be a secret.
 

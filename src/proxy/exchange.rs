@@ -87,7 +87,7 @@ pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
             }
             // The others do not follow a failure before the first event.
             Raced::Lost(last, failed, Verdict::ReturnUpstream | Verdict::Committed | Verdict::EndStream | Verdict::Drop) => {
-                return serving.return_upstream(session, failed, &last.told, last.key.as_deref()).await;
+                return serving.return_upstream(session, *failed, &last.told, last.key.as_deref()).await;
             }
         }
     }

@@ -68,7 +68,7 @@ pub enum Raced {
     /// A target answers.
     Won(Box<Try>, Committed),
     /// Nobody answers; what the last to fail said, and what follows.
-    Lost(Box<Try>, Failed, Verdict),
+    Lost(Box<Try>, Box<Failed>, Verdict),
     /// The client went away.
     Gone(Family),
 }
@@ -212,7 +212,7 @@ impl<'a> Serving<'a> {
                         Some(_) => continue,
                         None => {}
                     }
-                    return Raced::Lost(Box::new(ended), failed, verdict);
+                    return Raced::Lost(Box::new(ended), Box::new(failed), verdict);
                 }
             }
         }
