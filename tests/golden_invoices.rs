@@ -1,5 +1,8 @@
 //! Golden invoices: what providers report, in disjoint buckets, at a cost computed by hand. Data: `data/golden_invoices.toml`.
 
+// What a test cannot go on without fails it.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use weir::config::prices;

@@ -218,8 +218,11 @@ fn watch(engine: &Weak<Inner>, pid: u32) {
     }
 }
 
+/// Key files and their versions when they were read.
+type KeyFiles = Vec<(PathBuf, Option<(SystemTime, u64)>)>;
+
 /// The keys a catalog refers to, as far as they are here, and the files they came from. Keys in the vault are the node's.
-fn read_keys(catalog: &Catalog) -> (HashMap<Arc<str>, Zeroizing<String>>, Vec<(PathBuf, Option<(SystemTime, u64)>)>) {
+fn read_keys(catalog: &Catalog) -> (HashMap<Arc<str>, Zeroizing<String>>, KeyFiles) {
     let mut keys = HashMap::new();
     let mut watched = Vec::new();
     for (name, provider) in &catalog.providers {
