@@ -209,6 +209,8 @@ impl App {
 
     /// Serves until a signal ends it. SIGTERM drains, SIGHUP reloads, SIGQUIT hands the sockets over. The ledger is closed last.
     pub fn run(self, listening: Listening) -> Result<(), Failure> {
+        // No core dump may hold a key. Where the kernel does not know the switch, deploy/ has the unit's own.
+        let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
         let App { gateway, follower, admin_token } = self;
         let settings = &gateway.settings;
         let drain = settings.limits.drain;

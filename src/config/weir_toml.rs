@@ -74,6 +74,15 @@ pub struct Vault {
     pub master_key: Option<SecretRef>,
     /// The one before, while `weir vault rotate` has not re-sealed everything.
     pub previous_key: Option<SecretRef>,
+    /// Host names (or addresses) that callers' own base URLs may name although they are not public.
+    pub base_url_hosts: Vec<Box<str>>,
+}
+
+impl Vault {
+    /// Whether a caller's own base URL may name this host wherever it points.
+    pub fn allows_host(&self, host: &str) -> bool {
+        self.base_url_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(host))
+    }
 }
 
 /// How the account is kept.
@@ -201,9 +210,10 @@ fn limits(root: &mut Table<'_>) -> Limits {
 }
 
 fn vault(root: &mut Table<'_>, folder: &Path) -> Vault {
-    let mut vault = Vault { master_key: None, previous_key: None };
+    let mut vault = Vault { master_key: None, previous_key: None, base_url_hosts: Vec::new() };
     let Some(mut table) = root.table("vault") else { return vault };
     table.require("master_key", "\"env:WEIR_MASTER_KEY\"");
+    vault.base_url_hosts = table.strings("base_url_hosts").unwrap_or_default().into_iter().map(Into::into).collect();
     for (key, place) in [("master_key", &mut vault.master_key), ("previous_key", &mut vault.previous_key)] {
         *place = table.secret(key).map(|secret| from_folder(secret, folder));
         if matches!(place, Some(SecretRef::Vault(_))) {

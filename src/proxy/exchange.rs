@@ -193,7 +193,10 @@ pub fn prepare(
             let own = gateway.key_ring.own(&admitted.caller.key.account_id, &target.provider.name).ok_or_else(|| gone(target))?;
             let secret = Some(Arc::new(own.open(head.started_ms).map_err(|_| gone(target))?));
             match own.base_url() {
-                Some(base) => (secret, Arc::new(Provider { base: base.clone(), ..(*target.provider).clone() }), true),
+                Some(base) => {
+                    let provider = Provider { base: base.clone(), ca: None, ..(*target.provider).clone() };
+                    (secret, Arc::new(provider), !gateway.settings.vault.allows_host(&base.host))
+                }
                 None => (secret, target.provider.clone(), false),
             }
         }

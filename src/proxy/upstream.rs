@@ -2,6 +2,7 @@
 
 use super::together::Together;
 use crate::engine::catalog::{BaseUrl, Provider};
+use crate::store::outbound::is_public;
 use crate::telemetry::log_lines::{Severity, event};
 use pingora_core::connectors::ConnectorOptions;
 use pingora_core::connectors::http::Connector;
@@ -13,7 +14,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::utils::tls::WrappedX509;
 use pingora_error::ErrorType;
 use std::hash::BuildHasher;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -242,71 +243,4 @@ fn authorities(path: &str) -> Result<Arc<CaType>, ConnectError> {
         })
         .collect();
     if certificates.is_empty() { Err(ConnectError::Authorities) } else { Ok(certificates.into()) }
-}
-
-/// An address that may be reached on a caller's word: not loopback, private, link-local, shared (RFC 6598), benchmarking,
-/// documentation, multicast or reserved, nor an IPv4 address of that kind inside an IPv6 one.
-pub fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => is_public_v4(v4),
-        IpAddr::V6(v6) => is_public_v6(v6),
-    }
-}
-
-fn is_public_v4(address: Ipv4Addr) -> bool {
-    let [a, b, c, _] = address.octets();
-    !(address.is_private()
-        || address.is_loopback()
-        || address.is_link_local()
-        || address.is_documentation()
-        || address.is_multicast()
-        || a == 0
-        || a >= 240
-        || (a == 100 && (64..128).contains(&b))
-        || (a == 192 && b == 0 && c == 0)
-        || (a == 198 && (b == 18 || b == 19)))
-}
-
-fn is_public_v6(address: Ipv6Addr) -> bool {
-    if let Some(v4) = address.to_ipv4_mapped() {
-        return is_public_v4(v4);
-    }
-    let segments = address.segments();
-    // Global unicast is 2000::/3; inside it documentation, 6to4, Teredo and NAT64 carry or reserve something else.
-    (segments[0] & 0xe000) == 0x2000
-        && !(segments[0] == 0x2001 && (segments[1] == 0xdb8 || segments[1] == 0))
-        && segments[0] != 0x2002
-        && segments[0] != 0x3fff
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_public_addresses_are_public() {
-        for private in [
-            "127.0.0.1",
-            "10.1.2.3",
-            "172.16.0.1",
-            "192.168.1.1",
-            "169.254.169.254",
-            "100.64.0.1",
-            "0.0.0.0",
-            "255.255.255.255",
-            "198.18.0.1",
-            "::1",
-            "fe80::1",
-            "fc00::1",
-            "::ffff:10.0.0.1",
-            "2001:db8::1",
-            "64:ff9b::a00:1",
-            "2002:a00:1::",
-        ] {
-            assert!(!is_public(private.parse().unwrap()), "{private}");
-        }
-        for public in ["1.1.1.1", "104.18.6.192", "2606:4700::6812:7c0"] {
-            assert!(is_public(public.parse().unwrap()), "{public}");
-        }
-    }
 }

@@ -207,6 +207,22 @@ def test_a_users_base_url_leads_to_public_addresses_only(world, url):
     assert world.providers["p"].seen == []
 
 
+def test_a_users_base_url_may_name_a_host_that_is_allowed(world):
+    """[vault] base_url_hosts: such a host need not be public; the user's key goes there and nowhere else."""
+    world.provider("p")
+    other = world.provider("other")
+    world.model("m", "p").table("tier.own", "rank = 1\nbyok = true\nown_base_url = true")
+    world.weir.settings["vault"] += '\nbase_url_hosts = ["127.0.0.1"]'
+    weir = world.start()
+    world.caller = weir.key(tier="own")
+    secret, answer = give(world, "p", base_url=f"http://127.0.0.1:{world.providers['other'].port}/v1")
+    assert answer.status == 201, answer.read()
+    answer = weir.chat(key=world.caller)
+    assert (answer.status, answer.header("x-used-byok")) == (200, "true"), answer.read()
+    assert world.providers["other"].last.header("authorization") == f"Bearer {secret}"
+    assert world.providers["p"].seen == []
+
+
 def test_a_users_base_url_needs_a_tier_that_has_it(byok):
     answer = give(byok, "first", base_url="https://example.com/v1")[1]
     assert (answer.status, answer.json["error"]["code"]) == (403, "base_url_not_allowed")

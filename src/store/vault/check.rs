@@ -60,13 +60,17 @@ impl Place {
 }
 
 /// Asks about a stored key: at the provider, or at the owner's own address when the entry has one. Cancel-safe: nothing is
-/// kept. The answer holds no part of the key.
-pub async fn ask(provider: &Provider, entry: &Entry, key: &Secret) -> Answer {
+/// kept. The answer holds no part of the key. `allows_host`: hosts that need not be public.
+pub async fn ask(provider: &Provider, entry: &Entry, key: &Secret, allows_host: impl Fn(&str) -> bool) -> Answer {
     let own_base = match entry.base_url.as_deref().map(BaseUrl::parse).transpose() {
         Ok(own_base) => own_base,
         Err(why) => return no_answer(format!("its base_url {why}")),
     };
-    ask_at(&Place::of(provider, own_base.as_ref()), key).await
+    let mut place = Place::of(provider, own_base.as_ref());
+    if allows_host(&place.base.host) {
+        place.reach = Reach::Any;
+    }
+    ask_at(&place, key).await
 }
 
 /// As [`ask`], at a place.
