@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import os
 import random
 import threading
 import time
@@ -106,7 +107,8 @@ def test_a_key_made_before_the_crash_is_there_afterwards(one):
 
 def test_torture(one):
     """Clients of every habit while the server is killed again and again: every answer that was seen to end has exactly one row,
-    the balance is what the rows leave, nothing is left reserved."""
+    the balance is what the rows leave, nothing is left reserved. WEIR_TORTURE_CLIENTS and WEIR_TORTURE_KILLS make it longer."""
+    clients, kills = (int(os.environ.get(name, 8)) for name in ("WEIR_TORTURE_CLIENTS", "WEIR_TORTURE_KILLS"))
     key = one.weir.key(credits=100_000)
     one.openai.always(lambda request: stream(chat_events(), split=40) if request.json.get("stream") else whole(chat_answer()))
     ended, begun, stop, up = [], [], threading.Event(), threading.Event()
@@ -131,9 +133,9 @@ def test_torture(one):
             except Exception:
                 time.sleep(0.01)
 
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        workers = [pool.submit(client, number) for number in range(8)]
-        for _ in range(8):
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        workers = [pool.submit(client, number) for number in range(clients)]
+        for _ in range(kills):
             time.sleep(0.6)
             up.clear()
             one.weir.kill()
