@@ -5,122 +5,14 @@
 -- anew: no provider sees another's key or Host.
 
 local weir = require "resty.weir"
+local weir_node = require "resty.weir.node"
 
 local _M = {}
 
--- A node answers from memory; beyond this it is away. Connect, send, read, in milliseconds.
-local NODE_TIMEOUTS = { 250, 500, 1000 }
--- Connections to the node kept by a worker, and for how long (below the node's own idle time).
-local NODE_POOL, NODE_IDLE_MS = 16, 30000
--- Rows are handed to the node by a timer: this many wait in a worker at most, then they go to the journal.
-local ROWS_WAITING_MAX = 4096
--- The journal is delivered this often.
-local DELIVER_SECONDS = 1
-
-local engine, settings
+local engine, settings, node
 local open = {}
-local waiting, sending = {}, false
 
 local function log(level, ...) ngx.log(level, "weir: ", ...) end
-
---- One exchange with the node. Returns status and body, or nil and why.
-local function node(path, body)
-  local socket = ngx.socket.tcp()
-  socket:settimeouts(NODE_TIMEOUTS[1], NODE_TIMEOUTS[2], NODE_TIMEOUTS[3])
-  local ok, why = socket:connect(settings.node)
-  if not ok then return nil, why end
-  ok, why = socket:send("POST " .. path .. " HTTP/1.1\r\nHost: weir\r\nContent-Type: application/json\r\nContent-Length: " .. #body .. "\r\n\r\n" .. body)
-  if not ok then return nil, why end
-  local line
-  line, why = socket:receive("*l")
-  if not line then return nil, why end
-  local status = tonumber(line:match("^HTTP/1%.%d (%d+)"))
-  local size = 0
-  repeat
-    line, why = socket:receive("*l")
-    if not line then return nil, why end
-    size = tonumber(line:lower():match("^content%-length:%s*(%d+)")) or size
-  until line == ""
-  local answer = ""
-  if size > 0 then
-    answer, why = socket:receive(size)
-    if not answer then return nil, why end
-  end
-  socket:setkeepalive(NODE_IDLE_MS, NODE_POOL)
-  return status, answer
-end
-
---- Appends rows to the worker's journal. A row is a line well below what one write may carry whole.
-local function journal(rows)
-  if not settings.journal then
-    for _, row in ipairs(rows) do log(ngx.ERR, "row without a journal: ", row) end
-    return
-  end
-  local file, why = io.open(settings.journal .. "." .. ngx.worker.id(), "a")
-  if not file then return log(ngx.ERR, "journal: ", why) end
-  for _, row in ipairs(rows) do file:write(row, "\n") end
-  file:close()
-end
-
---- Sends what waits to the node, in order; what cannot be sent goes to the journal.
-local function send_rows()
-  while #waiting > 0 do
-    local batch = waiting
-    waiting = {}
-    for index, row in ipairs(batch) do
-      local status = node("/plugin/v1/settle", row)
-      if status ~= 200 then
-        local rest = {}
-        for later = index, #batch do rest[#rest + 1] = batch[later] end
-        journal(rest)
-        break
-      end
-    end
-  end
-  sending = false
-end
-
-local function deliver()
-  local name = settings.journal .. "." .. ngx.worker.id()
-  local taken = name .. ".sending"
-  local file = io.open(taken, "r")
-  if not file then
-    if not os.rename(name, taken) then return end
-    file = io.open(taken, "r")
-    if not file then return end
-  end
-  local rows = {}
-  for row in file:lines() do rows[#rows + 1] = row end
-  file:close()
-  for index, row in ipairs(rows) do
-    -- The node takes a row once, so that one sent twice after a crash counts once.
-    if node("/plugin/v1/settle", row) ~= 200 then
-      -- Those the node has taken stay in the file and are sent again: it knows them by their id.
-      if index > 1 then log(ngx.WARN, "the node went away while the journal was delivered") end
-      return
-    end
-  end
-  os.remove(taken)
-end
-
-local function hand_over(row)
-  if settings.on_row then settings.on_row(row) end
-  if not settings.node then
-    if settings.journal then journal { row } end
-    return
-  end
-  if #waiting >= ROWS_WAITING_MAX then return journal { row } end
-  waiting[#waiting + 1] = row
-  if not sending then
-    sending = true
-    local ok = ngx.timer.at(0, send_rows)
-    if not ok then
-      sending = false
-      journal(waiting)
-      waiting = {}
-    end
-  end
-end
 
 --- In init_worker_by_lua. `given`: routing, prices; node = "unix:/run/weir/plugin.sock" or nil; when_node_is_away; journal (a path);
 -- credit; remember_s; library; caller (a function that returns the account and tier of this request where nginx knows them).
@@ -132,7 +24,8 @@ function _M.init(given)
     when_node_is_away = given.when_node_is_away, remember_s = given.remember_s, library = given.library,
   }
   if not engine then return log(ngx.EMERG, why) end
-  if given.node and given.journal then ngx.timer.every(DELIVER_SECONDS, deliver) end
+  node = weir_node.new(given)
+  node:start()
 end
 
 local function refuse(status, headers, body)
@@ -197,7 +90,7 @@ function _M.access()
   ngx.var.weir_id = id
   open[id] = held
   if step.kind == "admit" then
-    local status, answer = node("/plugin/v1/admit", step.body)
+    local status, answer = node:ask("/plugin/v1/admit", step.body)
     if not status then log(ngx.WARN, "the node is away: ", answer) end
     step, why = request:admitted(status or 0, status and answer or "")
     if not step then return broken(why) end
@@ -266,7 +159,7 @@ function _M.log()
   local gone = ngx.status == 499 or (held.answered and not held.complete and not held.stopped)
   local row, why = held.request:finish { status = ngx.status, client_gone = gone, complete = held.complete }
   held.request:free()
-  if row then hand_over(row) else log(ngx.ERR, why or "no row") end
+  if row then node:hand_over(row) else log(ngx.ERR, why or "no row") end
 end
 
 --- content_by_lua of a page for Prometheus: this worker's numbers.
