@@ -14,6 +14,7 @@ pub mod admission;
 pub mod engine;
 #[allow(unsafe_code)]
 pub mod ffi;
+pub mod head;
 pub mod packed;
 pub mod request;
 pub mod row;

@@ -4,6 +4,7 @@
 
 use crate::admission::{Admission, Payment, Remembered, Who, digest};
 use crate::engine::{Engine, Snapshot, now_ms};
+use crate::head::Head;
 use crate::packed::{Step, Try};
 use crate::row::{End, Row};
 use crate::settings::Away;
@@ -55,19 +56,6 @@ pub struct Request {
     ended: bool,
 }
 
-/// What a request's head says.
-#[derive(Debug, Clone, Default)]
-pub struct Head {
-    /// The path, without its query.
-    pub path: String,
-    /// The account the proxy vouches for.
-    pub account: Option<String>,
-    /// The tier the proxy vouches for.
-    pub tier: Option<String>,
-    /// The client's headers, names in lower case.
-    pub headers: Vec<(String, String)>,
-}
-
 /// The attempt under way.
 struct Current {
     attempt: Attempt,
@@ -97,41 +85,6 @@ pub enum Fed {
     Changed,
     /// What goes out is in the buffer, and nothing after it: the balance is used up.
     Stop,
-}
-
-impl Head {
-    /// Reads `path`, then a line for each header: `name: value`. `:account` and `:tier` are the proxy's word, not the client's.
-    pub fn parse(text: &[u8]) -> Head {
-        let mut head = Head::default();
-        for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
-            let line = String::from_utf8_lossy(line);
-            if index == 0 {
-                head.path = line.split('?').next().unwrap_or_default().to_owned();
-                continue;
-            }
-            let at = line.get(1..).and_then(|rest| rest.find(':')).map(|at| at + 1);
-            let Some((name, value)) = at.map(|at| (&line[..at], line[at + 1..].trim())) else { continue };
-            match name {
-                ":account" => head.account = Some(value.to_owned()),
-                ":tier" => head.tier = Some(value.to_owned()),
-                _ => head.headers.push((name.to_ascii_lowercase(), value.to_owned())),
-            }
-        }
-        head
-    }
-
-    fn value(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(held, _)| held == name).map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
-    }
-
-    /// What the caller presents.
-    fn credential(&self) -> Option<&str> {
-        if let Some(value) = self.value("authorization") {
-            let (scheme, token) = value.split_once(' ')?;
-            return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim());
-        }
-        self.value("x-api-key").or_else(|| self.value("api-key"))
-    }
 }
 
 impl Request {
