@@ -1,0 +1,110 @@
+--- What a worker holds, and what becomes of a request: the same in every proxy. An adapter says where its proxy keeps a request
+-- and how it is told where to send it.
+
+local weir = require "resty.weir"
+local weir_node = require "resty.weir.node"
+
+local _M = {}
+
+--- What the client gets when weir itself fails: status, headers, body.
+_M.BROKEN = {
+  status = 500, headers = { { "Content-Type", "application/json" } },
+  body = '{"error":{"message":"Internal error.","type":"server_error","param":null,"code":null}}',
+}
+
+function _M.log(level, ...) ngx.log(level, "weir: ", ...) end
+
+local log = _M.log
+
+local Worker = {}
+Worker.__index = Worker
+
+--- A request under way. Its fields: request (the binding's), answered, complete, stopped, refused.
+local Held = {}
+Held.__index = Held
+
+--- In init_worker, never before the fork. `settings`: routing, prices; node (an address) or nil; when_node_is_away; journal (a path);
+-- credit; remember_s; library; on_row (a function that gets each row). Returns nil and why on a failure.
+function _M.open(settings)
+  local engine, why = weir.open {
+    routing = settings.routing, prices = settings.prices, credit = settings.credit, node = settings.node ~= nil,
+    when_node_is_away = settings.when_node_is_away, remember_s = settings.remember_s, library = settings.library,
+  }
+  if not engine then return nil, why end
+  local node = weir_node.new(settings)
+  node:start()
+  return setmetatable({ engine = engine, node = node }, Worker)
+end
+
+--- Begins a request and asks the node, if there is one. `asked` is the engine's (see resty.weir). Returns what is held and the first
+-- step, or nil and why.
+function Worker:begin(asked)
+  local request, step = self.engine:begin(asked)
+  if not request then return nil, step end
+  local held = setmetatable({ request = request, worker = self }, Held)
+  if step.kind == "admit" then
+    local status, answer = self.node:ask("/plugin/v1/admit", step.body)
+    if not status then log(ngx.WARN, "the node is away: ", answer) end
+    local why
+    step, why = request:admitted(status or 0, status and answer or "")
+    if not step then return held, nil, why end
+  end
+  return held, step
+end
+
+--- The whole body of the client's request, from memory or from disk.
+function _M.read_body()
+  ngx.req.read_body()
+  local body = ngx.req.get_body_data()
+  if body then return body end
+  local name = ngx.req.get_body_file()
+  if not name then return "" end
+  local file, why = io.open(name, "rb")
+  if not file then return nil, why end
+  body = file:read("*a")
+  file:close()
+  return body
+end
+
+--- In a header filter, once: what to change in the answer's headers (remove, set, strips). nil: nothing, or a failure that is logged.
+function Held:answer(status, headers)
+  if self.refused or self.answered then return nil end
+  local answer, why = self.request:answer(status, headers)
+  if not answer then return log(ngx.ERR, why) end
+  self.answered = true
+  return answer
+end
+
+--- In a body filter: counts ngx.arg[1] and puts there what goes out.
+function Held:filter()
+  if not self.answered then return end
+  local chunk, last = ngx.arg[1] or "", ngx.arg[2]
+  if chunk == "" and not last then return end
+  if self.stopped then
+    ngx.arg[1] = nil
+    return
+  end
+  local out, stop = self.request:feed(chunk, last)
+  if not out then return log(ngx.ERR, stop) end
+  if out ~= chunk then ngx.arg[1] = out end
+  if last then self.complete = true end
+  if stop then
+    self.stopped = true
+    ngx.arg[2] = true
+  end
+end
+
+--- In the log phase, whatever happened: hands the row over and frees the request. Returns the row.
+function Held:finish(status)
+  local gone = status == 499 or (self.answered and not self.complete and not self.stopped)
+  local row, why = self.request:finish { status = status, client_gone = gone, complete = self.complete }
+  self.request:free()
+  if row then
+    self.worker.node:hand_over(row)
+  else
+    log(ngx.ERR, why or "no row")
+  end
+  return row
+end
+
+return _M
