@@ -1,0 +1,300 @@
+"""What every measurement of this folder shares: how each gateway is set up and started, and how load is put on it.
+
+The gateway has core 0, the mock provider and the load generator share core 1.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absolute()
+# Results and profiles: nothing is written beside the sources.
+RESULTS = TARGET / "gateway-bench"
+MOCK = "127.0.0.1:9700"
+PATH = "/v1/chat/completions"
+PORTS = {"bare": 9701, "weir": 9702, "nginx": 9703, "haproxy": 9704}
+WEIR_ADMIN = "127.0.0.1:9712"
+
+# scenario: what the load generator is told. {secs} is the time of one measurement.
+SCENARIOS = {
+    "1k": "--conns 16 --body-kb 1 --secs {secs}",
+    "20k": "--conns 16 --body-kb 20 --secs {secs}",
+    "500k": "--conns 4 --body-kb 500 --secs {secs}",
+    "burst": "--conns 8 --stream --usage --secs {secs}",
+    "paced": "--conns 100 --stream --usage --pause-ms 10 --secs {secs} --warmup 2",
+    "rate": "--rate 100 --body-kb 1 --secs {secs}",
+    "ttft": "--rate 8 --stream --usage --pause-ms 10 --secs {secs}",
+    "memory": "--conns 1000 --stream --usage --events 10 --pause-ms 500 --once --warmup 0 --secs 60",
+    "memory10k": "--conns 9500 --stream --usage --events 20 --pause-ms 1000 --once --warmup 0 --secs 60",
+}
+
+NGINX = """worker_processes 1;
+daemon off;
+pid {dir}/nginx.pid;
+error_log {dir}/nginx.err warn;
+events {{ worker_connections 19500; }}
+http {{
+  access_log off;
+  client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
+  client_max_body_size 16m;
+  client_body_buffer_size 1m;
+  keepalive_requests 100000000;
+  upstream provider {{ server {mock}; keepalive 9900; keepalive_requests 100000000; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=9900;
+    location / {{ proxy_pass http://provider; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 600s; }}
+  }}
+}}
+"""
+
+HAPROXY = """global
+  maxconn 9900
+  nbthread 1
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 600s
+  timeout server 600s
+  option http-no-delay
+  http-reuse always
+frontend callers
+  bind 127.0.0.1:{port} backlog 9900
+  default_backend provider
+backend provider
+  server mock {mock} maxconn 9900 pool-max-conn -1
+"""
+
+WEIR = {
+    "weir.toml": """[listen]
+proxy = ["127.0.0.1:{port}"]
+admin = "{admin}"
+[limits]
+max_body = "64MiB"
+[store]
+url = "sqlite:weir.db"
+[auth]
+mode = "keys"
+[ledger]
+credit = "0.001"
+[files]
+routing = "routing.toml"
+prices = "prices.toml"
+""",
+    "routing.toml": """[provider.mock]
+kind = "openai-compatible"
+base_url = "http://{mock}/v1"
+key = "file:provider-key"
+[provider.spare]
+kind = "openai-compatible"
+base_url = "http://127.0.0.1:9/v1"
+key = "file:provider-key"
+priority = 90
+[model."gpt-4o-mini"]
+targets = [ {{ provider = "mock", model = "gpt-4o-mini" }}, {{ provider = "spare", model = "gpt-4o-mini" }} ]
+context_window = 400000
+max_output = 16384
+[level.eco]
+models = ["gpt-4o-mini"]
+cost_multiplier = "0.1"
+[tier.professional]
+rank = 2
+markup = "0.6"
+levels = ["eco"]
+limits = {{ rpm = 1000000000, tpm = 1000000000000, concurrent = 30000 }}
+monthly_cap = "100000000.00"
+""",
+    "prices.toml": """[price."mock/gpt-4o-mini"]
+input = "0.15"
+cached_input = "0.075"
+output = "0.60"
+[price."spare/gpt-4o-mini"]
+input = "0.15"
+output = "0.60"
+""",
+    "provider-key": "sk-benchprovider0123456789abcdef0123456789",
+}
+
+
+def post(url, headers):
+    body = json.dumps({"model": "gpt-4o-mini", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}).encode()
+    request = urllib.request.Request(url, body, {"content-type": "application/json", **headers})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return answer.read()
+
+
+def tree(pid):
+    """The process and its descendants."""
+    children = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fields = pathlib.Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(entry))
+    pids = [pid]
+    for parent in pids:
+        pids += children.get(parent, [])
+    return pids
+
+
+def rss_mb(pid):
+    """Resident memory of the process and its descendants; shared pages count for each."""
+    pages = 0
+    for one in tree(pid):
+        try:
+            pages += int(pathlib.Path(f"/proc/{one}/stat").read_text().rsplit(")", 1)[1].split()[21])
+        except OSError:
+            pass
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20), 2)
+
+
+def said(*command):
+    """The first line a program says, or nothing if it is not installed."""
+    try:
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        return (done.stdout + done.stderr).strip().split("\n")[0]
+    except OSError:
+        return None
+
+
+def arguments(parser):
+    """The options every measurement has."""
+    parser.add_argument("--weir", default=str(TARGET / "release" / "weir"), help="the program to measure")
+    parser.add_argument("--bin", help="folder of mock, load and bare (else they are built into the target folder)")
+    parser.add_argument("--realtime", action="store_true", help="run all of it with SCHED_RR (root), ahead of other work on the machine")
+    parser.add_argument("--keep", action="store_true", help="keep the folder with configuration, store and logs")
+
+
+def prepare(options, systems):
+    """Builds what is missing, after which `Rig` can start."""
+    # Told to stop, it still stops what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    options.weir = os.path.abspath(options.weir)
+    if not options.bin:
+        subprocess.run(["cargo", "build", "--release", "--quiet", "--manifest-path", str(HERE / "Cargo.toml")], check=True)
+    if "weir" in systems and not os.path.exists(options.weir):
+        sys.exit(f"{options.weir} is not there: cargo build --release, or --weir PATH")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+
+
+class Rig:
+    """The mock provider and any number of gateways, each started when it is first asked for. Used in a `with`."""
+
+    def __init__(self, options):
+        self.options = options
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="gateway-bench-"))
+        self.bin = pathlib.Path(options.bin or os.environ.get("CARGO_TARGET_DIR", HERE / "target")).absolute() / ("release" if not options.bin else "")
+        self.prefix = ["chrt", "-r", "1"] if options.realtime else []
+        self.running = {}
+        self.headers = {}
+        self.mock = None
+
+    def __enter__(self):
+        self.mock = self.launch("mock", 1, [self.bin / "mock", MOCK])
+        time.sleep(0.3)
+        return self
+
+    def __exit__(self, *_):
+        for system in list(self.running):
+            self.stop(system)
+        self.end(self.mock)
+        if self.options.keep:
+            print(f"kept {self.dir}", file=sys.stderr)
+        else:
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+    def launch(self, name, core, command):
+        with open(self.dir / f"{name}.log", "ab") as log:
+            return subprocess.Popen(self.prefix + ["taskset", "-c", str(core)] + [str(part) for part in command], cwd=self.dir, stdout=log, stderr=log, start_new_session=True)
+
+    def end(self, process):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def url(self, system):
+        return f"http://{MOCK if system == 'direct' else '127.0.0.1:' + str(PORTS[system])}{PATH}"
+
+    def command(self, system):
+        """How a gateway is started; its configuration is written on the way."""
+        fill = {"dir": self.dir, "mock": MOCK, "port": PORTS[system], "admin": WEIR_ADMIN}
+        if system == "bare":
+            return [self.bin / "bare", f"127.0.0.1:{PORTS['bare']}", MOCK]
+        if system == "nginx":
+            (self.dir / "nginx.conf").write_text(NGINX.format(**fill))
+            return ["nginx", "-p", self.dir, "-c", self.dir / "nginx.conf"]
+        if system == "haproxy":
+            (self.dir / "haproxy.cfg").write_text(HAPROXY.format(**fill))
+            return ["haproxy", "-f", self.dir / "haproxy.cfg"]
+        if system == "weir":
+            if "weir" not in self.headers:
+                for name, text in WEIR.items():
+                    (self.dir / name).write_text(text.format(**fill) if name.endswith(".toml") else text)
+                made = self.weir("key", "create", "--name", "bench", "--tier", "professional", "--credits", "1000000000", "--json")
+                self.headers["weir"] = {"authorization": f"Bearer {json.loads(made)['key']}"}
+            return [self.options.weir, "serve", "--config", "weir.toml"]
+        sys.exit(f"unknown system {system}: direct, {', '.join(PORTS)}")
+
+    def weir(self, *arguments):
+        """A command of weir's beside the server; its output."""
+        done = subprocess.run([self.options.weir, *arguments, "--config", "weir.toml"], cwd=self.dir, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"weir {' '.join(arguments)}: {done.stderr}")
+        return done.stdout
+
+    def start(self, system, under=(), seconds=20):
+        """Starts a gateway, `under` a tool if one is named, and waits until it listens."""
+        if system == "direct" or system in self.running:
+            return
+        process = self.launch(system, 0, [*under, *self.command(system)])
+        self.running[system] = process
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            if process.poll() is not None:
+                break
+            try:
+                # A listener that answers at all is up: nothing is sent through yet, so that idle memory can be seen.
+                urllib.request.urlopen(self.url(system).replace(PATH, "/nothing-here") if system == "weir" else self.url(system).rsplit("/v1", 1)[0], timeout=10)
+                return
+            except urllib.error.HTTPError:
+                return
+            except OSError:
+                pass
+        sys.exit(f"{system} does not answer: {(self.dir / (system + '.log')).read_text()[-2000:]}")
+
+    def stop(self, system):
+        process = self.running.pop(system, None)
+        if process:
+            self.end(process)
+
+    def ask_once(self, system):
+        post(self.url(system), self.headers.get(system, {}))
+
+    def load(self, system, words, watch=True):
+        """Puts a load on a gateway; what the load generator reports, with `errors` set if it could not."""
+        command = self.prefix + ["taskset", "-c", "1", str(self.bin / "load"), "--url", self.url(system), *(str(word) for word in words)]
+        for name, value in self.headers.get(system, {}).items():
+            command += ["--header", f"{name}: {value}"]
+        if watch and system in self.running:
+            command += ["--pid", str(self.running[system].pid)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        try:
+            return json.loads(result.stdout)
+        except ValueError:
+            return {"errors": 1, "answers": 0, "error_samples": [result.stderr[-300:] + result.stdout[-300:]]}
