@@ -12,7 +12,7 @@ use crate::proxy::body::InFlight;
 use crate::proxy::client_ids::ClientIds;
 use crate::proxy::gateway::{Drain, Gateway, Limiters, Reload, Reloads};
 use crate::proxy::idempotency::Answers;
-use crate::proxy::plugin::Plugin;
+use crate::proxy::plugin::{Admissions, Plugin};
 use crate::proxy::queue::Queue;
 use crate::proxy::upstream::Upstreams;
 use crate::store::audit::Actor;
@@ -251,8 +251,9 @@ impl App {
         admin.threads = Some(1);
         admin.add_tcp(&settings.listen.admin.to_string());
         server.add_service(admin);
-        if let Some(path) = &settings.listen.plugin {
-            let mut plugin = Service::new("plugin".into(), Plugin::new(gateway.clone()));
+        let admissions = settings.listen.plugin.as_ref().map(|_| Arc::new(Admissions::new(gateway.clone())));
+        if let (Some(path), Some(admissions)) = (&settings.listen.plugin, &admissions) {
+            let mut plugin = Service::new("plugin".into(), Plugin::new(admissions.clone()));
             // Owner and group: who may connect may spend.
             plugin.add_uds(&path.to_string_lossy(), Some(std::fs::Permissions::from_mode(0o660)));
             server.add_service(plugin);
@@ -263,7 +264,7 @@ impl App {
             provider.add_tcp(address);
             server.add_service(provider);
         }
-        let mut keeper = background_service("keeper", Keeper { gateway: gateway.clone() });
+        let mut keeper = background_service("keeper", Keeper { gateway: gateway.clone(), admissions });
         keeper.threads = Some(1);
         server.add_service(keeper);
 
@@ -287,9 +288,10 @@ pub fn problems(problems: Vec<Problem>) -> Failure {
     Failure::Failed(problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))
 }
 
-/// What goes on beside the requests: hot files, SIGHUP, exports, retention, probes.
+/// What goes on beside the requests: hot files, SIGHUP, exports, retention, probes, admissions that nobody settles.
 struct Keeper {
     gateway: Arc<Gateway>,
+    admissions: Option<Arc<Admissions>>,
 }
 
 #[async_trait]
@@ -298,6 +300,9 @@ impl BackgroundService for Keeper {
         let gateway = self.gateway.clone();
         crate::export::start_with(&gateway.store, &gateway.settings, &gateway.exports, |reference| resolve(&gateway, reference));
         tokio::spawn(crate::proxy::probe::run(gateway.clone()));
+        if let Some(admissions) = &self.admissions {
+            tokio::spawn(admissions.clone().sweep());
+        }
         let mut hangup = signal(SignalKind::hangup()).ok();
         let mut watch = tokio::time::interval(WATCH_INTERVAL);
         loop {

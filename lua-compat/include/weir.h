@@ -40,9 +40,14 @@ int32_t weir_request_body(weir_request *request, uint8_t *buffer, size_t capacit
 /* An answer begins; head: a line "name: value" for each of its headers. The result: 1 if bytes may be taken out, else 0; the number
  * of headers to remove and their names; the number of headers to set, name and value; each on a line. */
 int32_t weir_request_answer(weir_request *request, uint32_t status, const uint8_t *head, size_t head_length, uint8_t *buffer, size_t capacity, size_t *length);
-/* A chunk of the answer. 1: send the chunk. 0: send the result. 4: send the result and end. */
+/* A chunk of the answer. 1: send the chunk. 0: send the result. 4: send the result and end. With 8 added: ask the node to extend the
+ * reservation; said again with every chunk until weir_request_extension is called. */
 int32_t weir_request_feed(weir_request *request, const uint8_t *chunk, size_t chunk_length, uint32_t last, uint8_t *buffer, size_t capacity, size_t *length);
-/* Ends the request. The result is its row, JSON. Again: 3. */
+/* The body for POST /plugin/v1/extend. 3: there is nothing to extend. */
+int32_t weir_request_extension(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
+/* The node's answer to it; status 0: none in time. */
+int32_t weir_request_extended(weir_request *request, uint32_t status, const uint8_t *answer, size_t answer_length);
+/* Ends the request. The result is its row, JSON. 3: it has ended before, or the node did not admit it: it has no row. */
 int32_t weir_request_end(weir_request *request, uint32_t status, uint32_t client_gone, uint32_t complete, uint8_t *buffer, size_t capacity, size_t *length);
 /* The last result again. */
 int32_t weir_request_result(const weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);

@@ -31,11 +31,12 @@ pub struct Remembered {
     pub until_ms: u64,
 }
 
-/// A key to send, and whose it is.
+/// Who pays at a provider.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Payment {
-    /// The key; `None`: the provider needs none.
-    pub key: Option<Zeroizing<String>>,
-    /// The caller's own.
+    /// The provider.
+    pub provider: Arc<str>,
+    /// With the caller's own key.
     pub own: bool,
 }
 
@@ -53,8 +54,8 @@ pub struct Admission {
     pub covered_tokens: Option<u64>,
     /// Rate-limit headers for the client.
     pub headers: Vec<(String, String)>,
-    /// The keys of the providers that may be asked.
-    pub payments: HashMap<Arc<str>, Payment>,
+    /// The keys of the providers that may be asked; `None`: that provider needs none.
+    pub keys: HashMap<Payment, Option<Zeroizing<String>>>,
 }
 
 impl Who {
@@ -89,17 +90,24 @@ impl Admission {
         let (request_id, draw) = (text("request_id")?, document.get("draw")?.as_u64()?);
         let (output_cap, covered_tokens) =
             (document.get("output_cap").and_then(Value::as_u64), document.get("covered_tokens").and_then(Value::as_u64));
-        let mut payments = HashMap::new();
-        for (provider, payment) in document.get_mut("keys")?.as_object_mut()? {
-            let own = payment.get("own")?.as_bool()?;
-            let key = match payment.get_mut("key").map(Value::take) {
+        let mut keys = HashMap::new();
+        for entry in document.get_mut("keys")?.as_array_mut()? {
+            let payment = Payment { provider: entry.get("provider")?.as_str()?.into(), own: entry.get("own")?.as_bool()? };
+            let key = match entry.get_mut("key").map(Value::take) {
                 Some(Value::String(key)) => Some(Zeroizing::new(key)),
                 _ => None,
             };
-            payments.insert(Arc::from(provider.as_str()), Payment { key, own });
+            keys.insert(payment, key);
         }
-        Some(Admission { request_id, who, draw, output_cap, covered_tokens, headers: headers.unwrap_or_default(), payments })
+        Some(Admission { request_id, who, draw, output_cap, covered_tokens, headers: headers.unwrap_or_default(), keys })
     }
+}
+
+/// Reads the node's answer to an extension: output tokens that are covered now, all there can be where nothing bounds them.
+/// `None`: it is no yes.
+pub fn covered(status: u16, body: &[u8]) -> Option<u64> {
+    let document: Value = serde_json::from_slice(body).ok()?;
+    (status == 200).then(|| document.get("covered_tokens"))?.map(|tokens| tokens.as_u64().unwrap_or(u64::MAX))
 }
 
 /// What a credential is remembered by.

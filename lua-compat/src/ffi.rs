@@ -2,7 +2,7 @@
 //! length; nothing here keeps a pointer it was given.
 
 use crate::engine::Engine;
-use crate::request::{Fed, Request};
+use crate::request::{Fed, Passage, Request};
 use crate::settings::Settings;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
@@ -19,6 +19,8 @@ pub const TOO_SMALL: i32 = 2;
 pub const ENDED: i32 = 3;
 /// As 0, and nothing may follow.
 pub const STOP: i32 = 4;
+/// Added to the code of [`weir_request_feed`]: ask the node to extend the reservation.
+pub const EXTEND: i32 = 8;
 /// A null pointer, or settings that cannot be used.
 pub const BAD_ARGUMENT: i32 = -1;
 /// The library panicked. The handle is to be freed and not used again.
@@ -222,7 +224,7 @@ unsafe fn with(
         let Some(inner) = &mut handle.request else { return ENDED };
         handle.result.clear();
         let code = work(inner, &mut handle.result);
-        if code != OK && code != STOP {
+        if code & !EXTEND != OK && code != STOP {
             return code;
         }
         // SAFETY: the function's own conditions.
@@ -355,12 +357,54 @@ pub unsafe extern "C" fn weir_request_feed(
     // SAFETY: the function's own conditions.
     unsafe {
         let chunk = bytes(chunk, chunk_length);
-        with(request, buffer, capacity, length, |request, out| match request.feed(chunk, last != 0, out) {
-            Fed::Unchanged => UNCHANGED,
-            Fed::Changed => OK,
-            Fed::Stop => STOP,
+        with(request, buffer, capacity, length, |request, out| {
+            let Passage { fed, extend } = request.feed(chunk, last != 0, out);
+            let code = match fed {
+                Fed::Unchanged => UNCHANGED,
+                Fed::Changed => OK,
+                Fed::Stop => STOP,
+            };
+            code + if extend { EXTEND } else { 0 }
         })
     }
+}
+
+/// How far the stream has come, for `POST /plugin/v1/extend`; 3: there is nothing to extend.
+///
+/// # Safety
+/// As `include/weir.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_request_extension(request: *mut Handle, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+    // SAFETY: the function's own conditions.
+    unsafe {
+        with(request, buffer, capacity, length, |request, out| match request.extension() {
+            Some(asked) => {
+                out.extend_from_slice(asked.as_bytes());
+                OK
+            }
+            None => ENDED,
+        })
+    }
+}
+
+/// The node's answer to an extension.
+///
+/// # Safety
+/// As `include/weir.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_request_extended(request: *mut Handle, status: u32, answer: *const u8, answer_length: usize) -> i32 {
+    guarded(|| {
+        // SAFETY: null or a handle not freed, used by one thread; the bytes as the function's conditions say.
+        let (handle, answer) = unsafe { (request.as_mut(), bytes(answer, answer_length)) };
+        match handle {
+            None => BAD_ARGUMENT,
+            Some(Handle { request: None, .. }) => ENDED,
+            Some(Handle { request: Some(inner), .. }) => {
+                inner.extended(u16::try_from(status).unwrap_or(0), answer);
+                OK
+            }
+        }
+    })
 }
 
 /// Ends the request: its row.

@@ -1,5 +1,8 @@
 //! What a proxy says of a request, and what the client's headers say.
 
+/// A client's own request id is taken up to this length.
+const CLIENT_ID_BYTES_MAX: usize = 128;
+
 /// What a request's head says.
 #[derive(Debug, Clone, Default)]
 pub struct Head {
@@ -37,6 +40,16 @@ impl Head {
     /// The value of a header; nothing for an empty one.
     pub fn value(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(held, _)| held == name).map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+    }
+
+    /// Whether a `Connection` header says that this field goes no further than this hop (RFC 9110, 7.6.1).
+    pub fn nominates(&self, name: &str) -> bool {
+        self.value("connection").is_some_and(|value| value.split(',').any(|nominated| nominated.trim().eq_ignore_ascii_case(name)))
+    }
+
+    /// What the client calls the request, where it can be sent back as it came.
+    pub fn client_id(&self) -> Option<&str> {
+        self.value("x-request-id").filter(|id| id.len() <= CLIENT_ID_BYTES_MAX && id.bytes().all(|byte| byte.is_ascii_graphic()))
     }
 
     /// What the caller presents.

@@ -11,6 +11,7 @@
 #![warn(missing_docs)]
 
 pub mod admission;
+pub mod cover;
 pub mod engine;
 #[allow(unsafe_code)]
 pub mod ffi;

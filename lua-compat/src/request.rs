@@ -2,7 +2,8 @@
 //!
 //! `begin` → (`admitted`) → `attempt`, and `next` after each that failed → `answer` → `feed` … → `end`.
 
-use crate::admission::{Admission, Payment, Remembered, Who, digest};
+use crate::admission::{Admission, Payment, Remembered, Who, covered, digest};
+use crate::cover::{Cover, Covered};
 use crate::engine::{Engine, Snapshot, now_ms};
 use crate::head::Head;
 use crate::packed::{Step, Try};
@@ -51,8 +52,12 @@ pub struct Request {
     current: Option<Current>,
     attempts: u32,
     answer: Option<Answering>,
+    /// What the node's reservation covers; `None`: nothing bounds it.
+    cover: Option<Cover>,
     status: u16,
     first_event_ms: Option<u64>,
+    /// The node, which was to say who calls, did not admit it: nobody's row.
+    unknown: bool,
     ended: bool,
 }
 
@@ -85,6 +90,15 @@ pub enum Fed {
     Changed,
     /// What goes out is in the buffer, and nothing after it: the balance is used up.
     Stop,
+}
+
+/// A chunk's way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passage {
+    /// What became of it.
+    pub fed: Fed,
+    /// The node is to be asked to extend the reservation ([`Request::extension`]).
+    pub extend: bool,
 }
 
 impl Request {
@@ -124,8 +138,10 @@ impl Request {
             current: None,
             attempts: 0,
             answer: None,
+            cover: None,
             status: 200,
             first_event_ms: None,
+            unknown: engine.away().is_some(),
             ended: false,
         };
         engine.inner.counts.open.fetch_add(1, Relaxed);
@@ -138,7 +154,7 @@ impl Request {
 
     /// The body of `POST /plugin/v1/admit`: what steers, never what is said.
     fn ask(&self) -> String {
-        let steering = ["x-power-level", "x-task-type", "x-weir-byok", "idempotency-key"];
+        let steering = ["x-power-level", "x-task-type", "x-weir-byok", "x-request-id", "idempotency-key"];
         let headers: serde_json::Map<_, _> =
             steering.iter().filter_map(|name| Some(((*name).to_owned(), self.head.value(name)?.into()))).collect();
         let peek = &self.peek;
@@ -161,7 +177,9 @@ impl Request {
                     self.engine.remember(digest, Remembered { who: admission.who.clone(), until_ms });
                 }
                 self.who = admission.who.clone();
+                self.unknown = false;
                 self.request_id.clone_from(&admission.request_id);
+                self.cover = admission.covered_tokens.map(Cover::new);
                 let draw = admission.draw;
                 self.admission = Some(admission);
                 self.plan_and_try(draw)
@@ -178,6 +196,7 @@ impl Request {
                 match (self.engine.away(), known) {
                     (Some(Away::ConfigOnly(_)), Some(known)) => {
                         self.who = known.who;
+                        self.unknown = false;
                         self.plan_and_try(self.engine.random())
                     }
                     _ => self.refuse(&Refusal::LedgerStopped { retry_after_ms: AWAY_RETRY_MS }),
@@ -202,6 +221,7 @@ impl Request {
         }
         self.status = status;
         said.headers.push(("content-type".into(), "application/json".into()));
+        said.headers.extend(self.ids());
         Step::Refuse { status, headers: said.headers, body: said.body }
     }
 
@@ -225,9 +245,9 @@ impl Request {
         let states: HashMap<Arc<str>, Arc<KeyState>> = self
             .admission
             .iter()
-            .flat_map(|admission| &admission.payments)
-            .filter(|(_, payment)| payment.own)
-            .map(|(name, _)| (name.clone(), Arc::default()))
+            .flat_map(|admission| admission.keys.keys())
+            .filter(|payment| payment.own)
+            .map(|payment| (payment.provider.clone(), Arc::default()))
             .collect();
         let own_key = |provider: &Provider| states.get(&provider.name).cloned();
         let model = self.peek.model.as_deref().unwrap_or_default();
@@ -282,8 +302,8 @@ impl Request {
     fn payment(&self, attempt: &Attempt) -> Option<(Option<zeroize::Zeroizing<String>>, bool)> {
         let provider = &attempt.target.provider;
         if let Some(admission) = &self.admission {
-            let Payment { key, own } = admission.payments.get(&provider.name)?;
-            return (*own == matches!(attempt.payer, Payer::Own(_))).then(|| (key.clone(), *own));
+            let payment = Payment { provider: provider.name.clone(), own: matches!(attempt.payer, Payer::Own(_)) };
+            return admission.keys.get(&payment).map(|key| (key.clone(), payment.own));
         }
         let key = self.snapshot.keys.get(&provider.name).cloned();
         (key.is_some() || provider.key.is_none()).then_some((key, false))
@@ -305,7 +325,7 @@ impl Request {
             .head
             .headers
             .iter()
-            .filter(|(name, _)| !outbound::crosses_up(name, own_key) && !FRAMING.contains(&name.as_str()))
+            .filter(|(name, _)| (!outbound::crosses_up(name, own_key) || self.head.nominates(name)) && !FRAMING.contains(&name.as_str()))
             .map(|(name, _)| name.clone())
             .collect();
         // Whatever another attempt may have set.
@@ -417,9 +437,9 @@ impl Request {
             .headers
             .iter()
             .map(|(name, _)| name.as_str())
-            .filter(|name| !outbound::crosses_down(name) && !FRAMING.contains(name))
+            .filter(|name| (!outbound::crosses_down(name) || head.nominates(name)) && !FRAMING.contains(name))
             .collect();
-        let mut set = vec![("x-request-id".to_owned(), self.request_id.clone())];
+        let mut set = self.ids();
         if let Some(current) = &mut self.current {
             let flag = |is: bool| if is { "true" } else { "false" }.to_owned();
             set.push(("x-provider-used".into(), current.provider.name.to_string()));
@@ -457,43 +477,67 @@ impl Request {
     }
 
     /// Takes a chunk of the answer; `last`: none follows. Appends what goes out to `out` unless it is the chunk itself.
-    pub fn feed(&mut self, chunk: &[u8], last: bool, out: &mut Vec<u8>) -> Fed {
-        let Some(answer) = &mut self.answer else { return Fed::Unchanged };
+    pub fn feed(&mut self, chunk: &[u8], last: bool, out: &mut Vec<u8>) -> Passage {
+        let unchanged = Passage { fed: Fed::Unchanged, extend: false };
+        let Some(answer) = &mut self.answer else { return unchanged };
         if answer.stopped {
-            return Fed::Stop;
+            return Passage { fed: Fed::Stop, extend: false };
         }
-        let mut pieces = Vec::with_capacity(4);
+        let mut pieces = Vec::new();
         if !chunk.is_empty() {
             answer.meter.feed(Bytes::copy_from_slice(chunk), &mut pieces);
         }
         if last && answer.is_stream {
             answer.meter.flush(&mut pieces);
         }
-        let covered = self.admission.as_ref().and_then(|admission| admission.covered_tokens);
-        let overdrawn = answer.is_stream
-            && !answer.meter.ended()
-            && covered.is_some_and(|covered| answer.meter.output_at_most() > covered && answer.meter.output_counted() > covered);
-        if !overdrawn && pieces.iter().map(Bytes::len).sum::<usize>() == chunk.len() && pieces.len() <= 1 {
-            return Fed::Unchanged;
+        let covered = match &mut self.cover {
+            Some(cover) if answer.is_stream && !answer.meter.ended() => cover.check(&mut answer.meter),
+            _ => Covered::Enough,
+        };
+        let extend = covered == Covered::AskNow;
+        if covered != Covered::UsedUp && pieces.iter().map(Bytes::len).sum::<usize>() == chunk.len() && pieces.len() <= 1 {
+            return Passage { extend, ..unchanged };
         }
         pieces.iter().for_each(|piece| out.extend_from_slice(piece));
-        if overdrawn {
+        if covered == Covered::UsedUp {
             answer.stopped = true;
             let mut event = String::from("\n\n");
             Refusal::CreditsRanOut { upgrade_url: None }.write_event(self.endpoint, &mut event);
             out.extend_from_slice(event.as_bytes());
-            return Fed::Stop;
+            return Passage { fed: Fed::Stop, extend: false };
         }
-        Fed::Changed
+        Passage { fed: Fed::Changed, extend }
     }
 
-    /// Ends the request: the row. `None`: it has ended before.
+    /// The body of `POST /plugin/v1/extend`, once [`Passage::extend`] said so. `None`: there is nothing to extend.
+    pub fn extension(&mut self) -> Option<String> {
+        let (Some(cover), Some(current)) = (&mut self.cover, &self.current) else { return None };
+        let target = &current.attempt.target;
+        let asked = json!({
+            "request_id": self.request_id, "provider": &*target.provider.name, "upstream_model": &*target.upstream_model,
+            "byok": current.own_key, "attempts": self.attempts, "was_fallback": current.was_fallback, "output_tokens": cover.asking(),
+        });
+        Some(asked.to_string())
+    }
+
+    /// Takes the node's answer to an extension; `status` 0: there was none.
+    pub fn extended(&mut self, status: u16, body: &[u8]) {
+        if let Some(cover) = &mut self.cover {
+            cover.answered(covered(status, body));
+        }
+    }
+
+    /// Ends the request: the row. `None`: it has ended before, or the node did not admit it, and so it is nobody's.
     /// `client_gone`: nobody read the answer to its end. `complete`: the upstream's answer came to its end.
     pub fn end(&mut self, status: u16, client_gone: bool, complete: bool) -> Option<String> {
         if self.ended {
             return None;
         }
         self.ended = true;
+        if self.unknown {
+            self.engine.inner.counts.ended[End::Refused as usize].fetch_add(1, Relaxed);
+            return None;
+        }
         if status != 0 {
             self.status = status;
         }
@@ -588,7 +632,18 @@ impl Request {
 
     fn refuse(&mut self, refusal: &Refusal) -> Step {
         self.status = refusal.status();
-        refuse(refusal, self.endpoint.dialect())
+        let mut step = refuse(refusal, self.endpoint.dialect());
+        if let Step::Refuse { headers, .. } = &mut step {
+            headers.extend(self.ids());
+            headers.extend(self.admission.iter().flat_map(|admission| admission.headers.iter().cloned()));
+        }
+        step
+    }
+
+    /// The request's id as the client calls it, and weir's own.
+    fn ids(&self) -> Vec<(String, String)> {
+        let shown = self.head.client_id().unwrap_or(&self.request_id).to_owned();
+        vec![("x-request-id".into(), shown), ("x-weir-request-id".into(), self.request_id.clone())]
     }
 }
 

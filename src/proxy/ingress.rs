@@ -219,7 +219,7 @@ pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
         Some(Begun::Conflict(what, first)) => return Err(refused(Refusal::Conflict { what, request_id: first.as_str().into() })),
         Some(Begun::Full) => return Err(refused(Refusal::Overloaded { retry_after_ms: RETRY_MS })),
     };
-    let opening = Opening { head, caller: &caller, headers, peek: &peek, draw: Draw(rand::random()) };
+    let opening = Opening { head, caller: &caller, headers, peek: &peek, draw: Draw(rand::random()), row: RowIn::Journal };
     let Opened { plan, output_cap, standings, settlement } = open_account(gateway, &catalog, &opening).map_err(refused)?;
     Ok(Box::new(Admitted { catalog, caller, body, share, peek, plan, output_cap, standings, settlement, keeping, place }))
 }
@@ -236,6 +236,17 @@ pub struct Opening<'a> {
     pub peek: &'a Peek,
     /// The seed of the plan's choices.
     pub draw: Draw,
+    /// Who keeps its row until it ends.
+    pub row: RowIn,
+}
+
+/// Who keeps a request's row until it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowIn {
+    /// This process: what a crash leaves open becomes a row.
+    Journal,
+    /// The proxy that serves it: its row comes with the settlement, after a crash of this process too.
+    OtherProxy,
 }
 
 /// What was opened for a request that may be served.
@@ -252,7 +263,7 @@ pub struct Opened {
 
 /// Plans, draws on the limits, reserves and journals that the request begins.
 pub fn open_account(gateway: &Arc<Gateway>, catalog: &Catalog, opening: &Opening<'_>) -> Result<Opened, Refusal> {
-    let Opening { head, caller, headers, peek, draw } = *opening;
+    let Opening { head, caller, headers, peek, draw, row } = *opening;
     let (plan, prompt_tokens) = plan(gateway, catalog, caller, headers, head, peek, draw)?;
     let limiters = limiters(gateway, caller);
     let output_tokens = most_output(peek, &plan);
@@ -270,7 +281,7 @@ pub fn open_account(gateway: &Arc<Gateway>, catalog: &Catalog, opening: &Opening
         }
     };
     let facts = facts(head, caller, peek, &plan, headers, &reserved);
-    let ticket = match gateway.ledger.open(facts.clone()) {
+    let ticket = match (row == RowIn::Journal).then(|| gateway.ledger.open(facts.clone())).transpose() {
         Ok(ticket) => ticket,
         Err(LedgerFull::Behind | LedgerFull::Disk) => {
             limits.into_iter().for_each(limit::Admitted::release);

@@ -4,27 +4,35 @@
 //!
 //! - `POST /plugin/v1/admit` `{key, path, headers, model, stream, max_output, choices, needs, text_bytes, token_ids, messages,
 //!   images, prefix_hash}` → 200 `{request_id, account, key_id, tier, scopes, has_budget, draw, output_cap, covered_tokens, headers,
-//!   keys: {provider: {key, own}}}`, or the refusal's status with `{headers, body}` as the caller is to get them.
-//! - `POST /plugin/v1/settle` a row → 200. One row for each request id, however often it is sent.
+//!   keys: [{provider, own, key}]}`, or the refusal's status with `{headers, body}` as the caller is to get them.
+//! - `POST /plugin/v1/extend` `{request_id, provider, upstream_model, byok, attempts, was_fallback, output_tokens}` → 200
+//!   `{covered_tokens}`: a stream has come so far, and its reservation is to reach further. `null`: nothing bounds it. 404: there is
+//!   no such admission (any more).
+//! - `POST /plugin/v1/settle` a row → 200 `{settled}`, `false` where there is a row of that id. 400: not a row, and never will be.
+//!   503: not now.
 //! - `GET /plugin/v1/health` → 200.
 //!
-//! The prompt never comes here. What is admitted and not settled within [`SETTLE_BY`] is settled as failed, with the prompt as
-//! used. A caller's own key with a base URL of its own is not handed out: those go through the gateway.
+//! The prompt never comes here. An admission holds a reservation and its share of the rate limits, in memory only: the row is the
+//! other proxy's until it settles, so that a restart of this process loses none and closes none too early. What is admitted and not
+//! heard of within [`SETTLE_BY`] is settled as failed, with the prompt as used.
+//!
+//! A caller's own key with a base URL of its own is not handed out, for a proxy connects to configured hosts only. Such targets are
+//! passed over; where there is no other, the refusal says so.
+
+mod rows;
+mod waiting;
 
 use super::gateway::Gateway;
-use super::ingress::{self, Caller, Head, Opened, Opening};
-use super::settle::{Current, Ending, Settlement};
+use super::ingress::{self, Caller, Head, Opened, Opening, RowIn};
+use super::settle::{Current, Settlement};
 use super::{denied, finish, respond};
 use crate::engine::catalog::{Capabilities, Target};
 use crate::engine::dialect::{Dialect, Endpoint};
-use crate::engine::id::RequestId;
-use crate::engine::meter::Tally;
-use crate::engine::money::{Credits, Usd};
+use crate::engine::limit::Standings;
 use crate::engine::peek::Peek;
 use crate::engine::refusal::Refusal;
 use crate::engine::route::{Denied, Draw, Payer};
-use crate::engine::usage::{Bucket, Source};
-use crate::store::ledger::{self, End, Facts};
+use crate::store::ledger::{End, Outcome};
 use async_trait::async_trait;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use parking_lot::Mutex;
@@ -36,6 +44,7 @@ use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use waiting::Waiting;
 
 /// A plugin's connection may be idle this long; plugins give theirs up after 30 s.
 const IDLE_SECONDS: u64 = 60;
@@ -45,18 +54,32 @@ const BODY_BYTES_MAX: usize = 64 << 10;
 const OPEN_MAX: usize = 65_536;
 /// An exchange ends within 15 minutes unless a provider's total timeout says otherwise; a worker that is still silent has died.
 const SETTLE_BY: Duration = Duration::from_secs(3600);
+/// How often it is looked for admissions that were never settled.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// A stream's reservation reaches this far beyond what it has used when it was extended: some ten seconds of a fast model, so that
+/// the next call comes long before it is used up.
+const EXTEND_AHEAD_TOKENS: u64 = 2048;
+/// Why a target is passed over whose own key has a base URL of its own.
+const OWN_BASE: &str = "your own key here has one, and such requests are served by weir's own listener only, not through this proxy";
 
 /// The plugin socket.
 pub struct Plugin {
+    admissions: Arc<Admissions>,
+}
+
+/// The requests that other proxies serve.
+pub struct Admissions {
     gateway: Arc<Gateway>,
-    open: Mutex<HashMap<Box<str>, Pending>>,
+    open: Mutex<Waiting<Pending>>,
+    /// Held while a row that nobody waits for is looked up and written: two of one id must not pass each other.
+    recording: tokio::sync::Mutex<()>,
 }
 
 /// A request that was admitted and is not settled.
 struct Pending {
     settlement: Settlement,
-    targets: Vec<Arc<Target>>,
-    since: Instant,
+    /// What may be asked, and whether with the caller's own key.
+    targets: Vec<(Arc<Target>, bool)>,
 }
 
 /// What a plugin asks.
@@ -78,259 +101,248 @@ struct Admit {
     prefix_hash: u64,
 }
 
-/// What a plugin tells at the end.
+/// How far a stream has come.
 #[derive(Deserialize)]
-struct Settle {
+struct Extend {
     request_id: String,
-    admitted: bool,
-    started_ms: u64,
-    account: String,
-    key_id: String,
-    asked_model: String,
-    level: Option<String>,
-    tier: Option<String>,
-    model: Option<String>,
-    price_id: Option<String>,
-    cost: String,
-    charge: String,
-    duration_ms: u64,
-    provider: Option<String>,
-    upstream_model: Option<String>,
+    provider: String,
+    upstream_model: String,
     byok: bool,
     attempts: u32,
     was_fallback: bool,
-    status: u16,
-    end: String,
-    first_event_ms: Option<u64>,
-    usage: HashMap<String, u64>,
-    usage_source: String,
-    service_tier: Option<String>,
-    reported_cost: Option<String>,
+    output_tokens: u64,
+}
+
+/// A no, and to whom.
+struct No {
+    refusal: Refusal,
+    caller: Option<Caller>,
+}
+
+/// Why a key is not handed out.
+enum Withheld {
+    OwnBase,
+    NotThere,
+}
+
+impl From<Refusal> for No {
+    fn from(refusal: Refusal) -> No {
+        No { refusal, caller: None }
+    }
 }
 
 impl Plugin {
-    /// Serves `gateway`.
-    pub fn new(gateway: Arc<Gateway>) -> Plugin {
-        Plugin { gateway, open: Mutex::default() }
+    /// Serves `admissions`.
+    pub fn new(admissions: Arc<Admissions>) -> Plugin {
+        Plugin { admissions }
     }
 
     async fn dispatch(&self, session: &mut ServerSession) -> bool {
         let path = session.req_header().uri.path().to_owned();
         let is_post = session.req_header().method == Method::POST;
+        let admissions = &self.admissions;
         let (status, answer) = match path.as_str() {
-            "/plugin/v1/health" => (200, json!({ "open": self.open.lock().len() })),
-            "/plugin/v1/admit" | "/plugin/v1/settle" if is_post => {
+            "/plugin/v1/health" => (200, json!({ "open": admissions.open.lock().len() })),
+            "/plugin/v1/admit" | "/plugin/v1/extend" | "/plugin/v1/settle" if is_post => {
                 let Some(body) = respond::small_body(session, BODY_BYTES_MAX).await else { return false };
-                if path.ends_with("admit") { self.admit(&body).await } else { self.settle(&body).await }
+                match path.as_str() {
+                    "/plugin/v1/admit" => admissions.admit(&body).await,
+                    "/plugin/v1/extend" => admissions.extend(&body),
+                    _ => admissions.settle(&body).await,
+                }
             }
             _ => (404, json!({ "error": "there is no such call" })),
         };
         respond::json(session, status, &answer, None).await
     }
+}
 
-    async fn admit(&self, body: &[u8]) -> (u16, Value) {
-        let Ok(asked) = serde_json::from_slice::<Admit>(body) else { return (400, json!({ "error": "not an admission" })) };
-        let Some(endpoint) = Endpoint::of_path(&asked.path) else { return refused(&self.gateway, &Refusal::UnknownPath, Dialect::OpenAi) };
-        match self.admitted(&asked, endpoint).await {
-            Ok(answer) => (200, answer),
-            Err(refusal) => refused(&self.gateway, &refusal, endpoint.dialect()),
+impl Admissions {
+    /// None yet.
+    pub fn new(gateway: Arc<Gateway>) -> Admissions {
+        Admissions { gateway, open: Mutex::default(), recording: tokio::sync::Mutex::new(()) }
+    }
+
+    /// Settles, for ever, what nobody has settled in time.
+    pub async fn sweep(self: Arc<Admissions>) {
+        loop {
+            tokio::time::sleep(SWEEP_INTERVAL).await;
+            let late = self.open.lock().silent(SETTLE_BY, Instant::now());
+            for (id, pending) in late {
+                self.expire(id, pending).await;
+            }
         }
     }
 
-    async fn admitted(&self, asked: &Admit, endpoint: Endpoint) -> Result<Value, Refusal> {
-        let gateway = &self.gateway;
-        if gateway.drain.is_draining() {
-            return Err(Refusal::Draining);
-        }
-        self.expire().await;
-        if self.open.lock().len() >= OPEN_MAX {
-            return Err(Refusal::Overloaded { retry_after_ms: 1_000 });
-        }
+    async fn admit(&self, body: &[u8]) -> (u16, Value) {
+        let Ok(asked) = serde_json::from_slice::<Admit>(body) else { return (400, json!({ "error": "not an admission" })) };
         let mut headers = HeaderMap::new();
         for (name, value) in &asked.headers {
             if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
                 headers.insert(name, value);
             }
         }
+        let Some(endpoint) = Endpoint::of_path(&asked.path) else {
+            return told_no(&self.gateway, &Refusal::UnknownPath, Dialect::OpenAi, &Standings::default());
+        };
         let head = Head::new(endpoint, &headers);
+        match self.admitted(&asked, &head, &headers).await {
+            Ok(answer) => (200, answer),
+            Err(no) => self.refuse(no, &head).await,
+        }
+    }
+
+    /// A refusal, with the row that the caller's gets as it would from the gateway itself.
+    async fn refuse(&self, no: No, head: &Head) -> (u16, Value) {
+        let (gateway, refusal) = (&self.gateway, no.refusal);
+        gateway.metrics.request(&gateway.metrics.of_none(), head.endpoint, refusal.status());
+        let mut standings = Standings::default();
+        if let Some(caller) = no.caller {
+            standings = ingress::standing(gateway, &caller, head.started_ms);
+            let outcome = Outcome {
+                status: refusal.status(),
+                end: End::Refused,
+                duration_ms: head.started.elapsed().as_millis() as u64,
+                ..Outcome::default()
+            };
+            // A refusal costs nothing; when even its row finds no room the answer is the same.
+            if let Ok(closed) = gateway.ledger.record(ingress::refused_facts(head, &caller), outcome) {
+                closed.safe().await;
+            }
+        }
+        told_no(gateway, &refusal, head.endpoint.dialect(), &standings)
+    }
+
+    async fn admitted(&self, asked: &Admit, head: &Head, headers: &HeaderMap) -> Result<Value, No> {
+        let gateway = &self.gateway;
+        if gateway.drain.is_draining() {
+            return Err(Refusal::Draining.into());
+        }
+        if self.open.lock().len() >= OPEN_MAX {
+            return Err(Refusal::Overloaded { retry_after_ms: 1_000 }.into());
+        }
         let catalog = gateway.catalog.load_full();
         let caller = ingress::authenticate_presented(gateway, asked.key.as_deref(), &catalog, head.started_ms).await?;
-        let peek = Peek {
-            model: asked.model.clone(),
-            stream: asked.stream,
-            max_output: asked.max_output,
-            choices: asked.choices,
-            needs: Capabilities(asked.needs),
-            text_bytes: asked.text_bytes,
-            token_ids: asked.token_ids,
-            messages: asked.messages,
-            images: asked.images,
-            prefix_hash: asked.prefix_hash,
-            ..Peek::default()
-        };
+        if let Some(client_id) = &head.client_id {
+            gateway.client_ids.note(&caller.key.account_id, client_id.as_bytes(), head.id);
+        }
+        let no = |refusal: Refusal| No { refusal, caller: Some(caller.clone()) };
+        let peek = asked.peek();
         let draw: u64 = rand::random();
-        let opening = Opening { head: &head, caller: &caller, headers: &headers, peek: &peek, draw: Draw(draw) };
-        let Opened { plan, output_cap, standings, mut settlement } = ingress::open_account(gateway, &catalog, &opening)?;
-        let mut keys = Map::new();
-        let mut targets = Vec::new();
+        let opening = Opening { head, caller: &caller, headers, peek: &peek, draw: Draw(draw), row: RowIn::OtherProxy };
+        let Opened { plan, output_cap, standings, mut settlement } = ingress::open_account(gateway, &catalog, &opening).map_err(no)?;
+        let (mut keys, mut targets, mut own_base) = (Vec::new(), Vec::new(), false);
         for attempt in plan.upcoming() {
             let target = &attempt.target;
             let own = matches!(attempt.payer, Payer::Own(_));
-            if let Some(key) = self.key(&caller, target, own, head.started_ms) {
-                keys.entry(target.provider.name.to_string()).or_insert_with(|| json!({ "key": key, "own": own }));
-                targets.push(target.clone());
+            match self.key(&caller, target, own, head.started_ms) {
+                Ok(key) => {
+                    let entry = json!({ "provider": &*target.provider.name, "own": own, "key": key });
+                    if !keys.contains(&entry) {
+                        keys.push(entry);
+                    }
+                    targets.push((target.clone(), own));
+                }
+                Err(withheld) => own_base |= matches!(withheld, Withheld::OwnBase),
             }
         }
-        let Some(first) = targets.first().cloned() else {
-            settlement.refuse(End::Failed, 403).await;
+        let Some((first, own_key)) = targets.first().cloned() else {
+            // The reservation goes with the settlement.
             let model = asked.model.as_deref().unwrap_or_default();
-            return Err(denied::refusal(Denied::NoKey { model: model.into() }, model, None));
+            let refusal = if own_base {
+                Refusal::BaseUrlClosed(OWN_BASE)
+            } else {
+                denied::refusal(Denied::NoKey { model: model.into() }, model, None)
+            };
+            return Err(no(refusal));
         };
         let covered = settlement.open().map(|open| {
             // Should nobody ever settle, the first target was asked.
-            open.current = Some(Current { target: first, own_key: false, attempts: 1, was_fallback: false });
+            open.current = Some(Current { target: first, own_key, attempts: 1, was_fallback: false });
             open.covered_tokens
-        });
-        let mut told = Map::new();
-        standings.headers(|name, value| {
-            told.insert(name.to_owned(), value.into());
         });
         let answer = json!({
             "request_id": head.id.as_str(), "account": &*caller.key.account_id, "key_id": &*caller.key.id,
             "tier": caller.tier.as_ref().map(|tier| &*tier.name), "scopes": caller.key.scopes(), "has_budget": ingress::is_budgeted(gateway, &caller),
-            "draw": draw, "output_cap": output_cap, "covered_tokens": covered.filter(|covered| *covered != u64::MAX), "headers": told, "keys": keys,
+            "draw": draw, "output_cap": output_cap, "covered_tokens": covered.and_then(bounded), "headers": shown(&standings), "keys": keys,
         });
-        self.open.lock().insert(head.id.as_str().into(), Pending { settlement, targets, since: Instant::now() });
+        self.open.lock().insert(head.id.as_str().into(), Pending { settlement, targets }, Instant::now());
         Ok(answer)
     }
 
-    /// The key to hand out for a target: `Some(None)` where none is needed, `None` where it cannot be used from here.
-    fn key(&self, caller: &Caller, target: &Target, own: bool, now_ms: u64) -> Option<Option<String>> {
+    /// The key to hand out for a target; `None`: none is needed.
+    fn key(&self, caller: &Caller, target: &Target, own: bool, now_ms: u64) -> Result<Option<String>, Withheld> {
         let ring = &self.gateway.key_ring;
         if own {
-            let key = ring.own(&caller.key.account_id, &target.provider.name).filter(|key| key.base_url().is_none())?;
-            return Some(Some(key.open(now_ms).ok()?.expose().to_owned()));
+            let key = ring.own(&caller.key.account_id, &target.provider.name).ok_or(Withheld::NotThere)?;
+            if key.base_url().is_some() {
+                return Err(Withheld::OwnBase);
+            }
+            return key.open(now_ms).map(|secret| Some(secret.expose().to_owned())).map_err(|_| Withheld::NotThere);
         }
         match &target.provider.key {
-            None => Some(None),
-            Some(reference) => Some(Some(ring.platform(reference)?.expose().to_owned())),
+            None => Ok(None),
+            Some(reference) => ring.platform(reference).map(|secret| Some(secret.expose().to_owned())).ok_or(Withheld::NotThere),
         }
     }
 
-    async fn settle(&self, body: &[u8]) -> (u16, Value) {
-        let Ok(row) = serde_json::from_slice::<Settle>(body) else { return (400, json!({ "error": "not a row" })) };
-        let Some(mut pending) = self.open.lock().remove(row.request_id.as_str()) else {
-            return self.record(&row).await;
-        };
-        let target = pending.targets.iter().find(|target| {
-            Some(&*target.provider.name) == row.provider.as_deref() && Some(&*target.upstream_model) == row.upstream_model.as_deref()
-        });
-        if let Some(open) = pending.settlement.open() {
-            open.status = row.status;
-            open.first_event_ms = row.first_event_ms;
-            open.current = target.map(|target| Current {
-                target: target.clone(),
-                own_key: row.byok,
-                attempts: row.attempts,
-                was_fallback: row.was_fallback,
-            });
-            open.series = target.map(|target| self.gateway.metrics.of_target(target));
+    /// Reserves on for a running stream.
+    fn extend(&self, body: &[u8]) -> (u16, Value) {
+        let Ok(asked) = serde_json::from_slice::<Extend>(body) else { return (400, json!({ "error": "not an extension" })) };
+        let mut open = self.open.lock();
+        let Some(pending) = open.heard_of(&asked.request_id, Instant::now()) else { return (404, json!({ "error": "not open" })) };
+        let target = pending.target(Some(&asked.provider), Some(&asked.upstream_model), asked.byok);
+        if let (Some(account), Some(target)) = (pending.settlement.open(), target) {
+            let (attempts, was_fallback) = (asked.attempts, asked.was_fallback);
+            account.current = Some(Current { target, own_key: asked.byok, attempts, was_fallback });
         }
-        let ending = match row.end.as_str() {
-            "complete" => Ending::Complete,
-            "cancelled" => Ending::Cancelled,
-            _ => Ending::Failed,
-        };
-        pending.settlement.settle_known(ending, row.tally()).await;
-        (200, json!({ "settled": true }))
+        let covered = pending.settlement.cover(asked.output_tokens.saturating_add(EXTEND_AHEAD_TOKENS));
+        (200, json!({ "covered_tokens": bounded(covered) }))
     }
+}
 
-    /// Takes a row nobody was asked about (the node was away). What was admitted and is not open any more has its row already:
-    /// it was settled before, or closed by a restart.
-    async fn record(&self, row: &Settle) -> (u16, Value) {
-        if row.admitted {
-            return (200, json!({ "settled": false }));
-        }
-        let (Ok(id), Ok(cost), Ok(charge)) = (RequestId::parse(&row.request_id), Usd::parse(&row.cost), Credits::parse(&row.charge)) else {
-            return (400, json!({ "error": "not a row" }));
-        };
-        let facts = Facts {
-            request_id: id.text().as_str().into(),
-            started_ms: row.started_ms,
-            account: row.account.as_str().into(),
-            key_id: row.key_id.as_str().into(),
-            asked_model: row.asked_model.as_str().into(),
-            level: row.level.as_deref().map(Into::into),
-            tier: row.tier.as_deref().map(Into::into),
-            idempotency_key: None,
-            reserved: None,
-        };
-        let tally = row.tally();
-        let outcome = ledger::Outcome {
-            model: row.model.as_deref().map(Into::into),
-            provider: row.provider.as_deref().map(Into::into),
-            byok: row.byok,
-            attempts: row.attempts,
-            was_fallback: row.was_fallback,
-            status: row.status,
-            end: match row.end.as_str() {
-                "complete" => End::Complete,
-                "cancelled" => End::Cancelled,
-                "refused" => End::Refused,
-                _ => End::Failed,
-            },
-            usage: tally.usage,
-            usage_source: tally.source,
-            price_id: row.price_id.as_deref().map(Into::into),
-            cost,
-            charge,
-            first_event_ms: row.first_event_ms,
-            duration_ms: row.duration_ms,
-        };
-        match self.gateway.ledger.record(facts, outcome) {
-            Ok(closed) => {
-                closed.safe().await;
-                (200, json!({ "settled": true }))
-            }
-            // The plugin keeps it and comes again.
-            Err(_) => (503, json!({ "error": "the ledger takes no more" })),
-        }
+impl Pending {
+    /// The target that a proxy names, if it may be asked.
+    fn target(&self, provider: Option<&str>, upstream_model: Option<&str>, own: bool) -> Option<Arc<Target>> {
+        let is_named = |target: &Target| Some(&*target.provider.name) == provider && Some(&*target.upstream_model) == upstream_model;
+        self.targets.iter().find(|(target, own_key)| *own_key == own && is_named(target)).map(|(target, _)| target.clone())
     }
+}
 
-    /// Settles what nobody has settled in time.
-    async fn expire(&self) {
-        let late: Vec<Pending> =
-            self.open.lock().extract_if(|_, pending| pending.since.elapsed() > SETTLE_BY).map(|(_, pending)| pending).collect();
-        for mut pending in late {
-            let mut tally = Tally { source: Source::Counted, ..Tally::default() };
-            if let Some(open) = pending.settlement.open() {
-                open.status = 504;
-                tally.usage.set(Bucket::Input, open.prompt_tokens);
-            }
-            pending.settlement.settle_known(Ending::Failed, tally).await;
+impl Admit {
+    fn peek(&self) -> Peek {
+        Peek {
+            model: self.model.clone(),
+            stream: self.stream,
+            max_output: self.max_output,
+            choices: self.choices,
+            needs: Capabilities(self.needs),
+            text_bytes: self.text_bytes,
+            token_ids: self.token_ids,
+            messages: self.messages,
+            images: self.images,
+            prefix_hash: self.prefix_hash,
+            ..Peek::default()
         }
     }
 }
 
-impl Settle {
-    fn tally(&self) -> Tally {
-        let mut tally = Tally { service_tier: self.service_tier.clone(), ..Tally::default() };
-        for bucket in Bucket::ALL {
-            tally.usage.set(bucket, self.usage.get(bucket.name()).copied().unwrap_or(0));
-        }
-        tally.source = match self.usage_source.as_str() {
-            "upstream" => Source::Upstream,
-            "mixed" => Source::Mixed,
-            _ => Source::Counted,
-        };
-        tally.reported_cost = self.reported_cost.as_deref().and_then(|cost| Usd::parse(cost).ok());
-        tally
-    }
+/// Tokens as the protocol has them: `None` where nothing bounds them.
+fn bounded(tokens: u64) -> Option<u64> {
+    Some(tokens).filter(|tokens| *tokens != u64::MAX)
 }
 
-fn refused(gateway: &Gateway, refusal: &Refusal, dialect: Dialect) -> (u16, Value) {
-    gateway.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
+fn shown(standings: &Standings) -> Map<String, Value> {
     let mut headers = Map::new();
+    standings.headers(|name, value| {
+        headers.insert(name.to_owned(), value.into());
+    });
+    headers
+}
+
+fn told_no(gateway: &Gateway, refusal: &Refusal, dialect: Dialect, standings: &Standings) -> (u16, Value) {
+    gateway.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
+    let mut headers = shown(standings);
     if let Some(wait) = refusal.retry_after_s() {
         headers.insert("retry-after".into(), wait.to_string().into());
     }

@@ -118,8 +118,8 @@ pub struct Open {
     pub gateway: Arc<Gateway>,
     /// What the row says from the beginning.
     pub facts: Facts,
-    /// The request's place in the journal.
-    pub ticket: Ticket,
+    /// The request's place in the journal. `None`: another proxy serves it and keeps its row until it hands it over.
+    pub ticket: Option<Ticket>,
     /// Credits set aside.
     pub reservation: Reservation,
     /// Rate limits that were drawn on.
@@ -197,6 +197,14 @@ impl Settlement {
         }
     }
 
+    /// Reserves on for a stream that another proxy serves, until `output_tokens` are covered or the balance has no more. Returns
+    /// how many are.
+    pub fn cover(&mut self, output_tokens: u64) -> u64 {
+        let Some(open) = self.open.as_deref_mut() else { return 0 };
+        while open.covered_tokens < output_tokens && open.extend() {}
+        open.covered_tokens
+    }
+
     /// Closes the account: one row, one charge. When this returns, the row survives the process (with `commit = "strict"`
     /// also the machine).
     pub async fn settle(mut self, ending: Ending, exchanged: Exchanged) -> Settled {
@@ -210,9 +218,7 @@ impl Settlement {
                 Err(_) => return Settled { cost: Usd(0), charge: Credits(0) },
             }
         };
-        if !closed.is_safe() {
-            closed.safe().await;
-        }
+        safe(closed).await;
         settled
     }
 
@@ -220,9 +226,7 @@ impl Settlement {
     pub async fn settle_known(mut self, ending: Ending, mut tally: Tally) {
         let Some(open) = self.open.take() else { return };
         let (_, closed) = open.close_counted(ending, &mut tally);
-        if !closed.is_safe() {
-            closed.safe().await;
-        }
+        safe(closed).await;
     }
 
     /// Closes the account of a request that no target answered.
@@ -230,15 +234,18 @@ impl Settlement {
         let Some(mut open) = self.open.take() else { return };
         open.status = status;
         let closed = open.write_row(end, Usage::default(), Source::Counted, None, Usd(0), Credits(0));
-        if !closed.is_safe() {
-            closed.safe().await;
-        }
+        safe(closed).await;
     }
 }
 
 impl Drop for Settlement {
     fn drop(&mut self) {
         if let Some(open) = self.open.take() {
+            if open.ticket.is_none() {
+                // Whoever serves it still has the row.
+                open.give_back();
+                return;
+            }
             // The meter is gone: the prompt was sent, and is taken as used if an attempt was under way; the output is estimated
             // from the bytes that came.
             let mut tally = Tally::default();
@@ -311,7 +318,15 @@ impl Open {
         tally.usage.set(Bucket::Output, self.seen_bytes.div_ceil(BYTES_PER_TOKEN));
         let (cost, price_id, charge) = self.bill(&mut tally);
         let outcome = self.outcome(End::Failed, tally.usage, Source::Counted, price_id, cost, charge);
-        self.ticket.progress(now_ms, || outcome);
+        if let Some(ticket) = &mut self.ticket {
+            ticket.progress(now_ms, || outcome);
+        }
+    }
+
+    /// Gives back what was drawn on and set aside, without a row.
+    fn give_back(mut self: Box<Self>) {
+        self.limits.drain(..).for_each(Admitted::release);
+        self.reservation.release();
     }
 
     fn is_own_key(&self) -> bool {
@@ -361,7 +376,7 @@ impl Open {
         }
     }
 
-    fn close(self: Box<Self>, ending: Ending, mut exchanged: Exchanged) -> (Settled, Closed) {
+    fn close(self: Box<Self>, ending: Ending, mut exchanged: Exchanged) -> (Settled, Option<Closed>) {
         exchanged.tally.count(self.prompt_tokens, &mut exchanged.text);
         let tally = &mut exchanged.tally;
         if tally.usage.of(Bucket::Requests) == 0 {
@@ -370,7 +385,7 @@ impl Open {
         self.close_counted(ending, tally)
     }
 
-    fn close_counted(self: Box<Self>, ending: Ending, tally: &mut Tally) -> (Settled, Closed) {
+    fn close_counted(self: Box<Self>, ending: Ending, tally: &mut Tally) -> (Settled, Option<Closed>) {
         let (cost, price_id, charge) = self.bill(tally);
         let end = match ending {
             Ending::Complete => End::Complete,
@@ -421,7 +436,7 @@ impl Open {
         price_id: Option<Arc<str>>,
         cost: Usd,
         charge: Credits,
-    ) -> Closed {
+    ) -> Option<Closed> {
         let now_ms = clock::now_ms();
         for admitted in self.limits.drain(..) {
             admitted.correct(now_ms, usage.total_tokens());
@@ -444,7 +459,14 @@ impl Open {
         let Open { facts, ticket, reservation, endpoint, tried, .. } = *self;
         gateway.log_request(&facts, &outcome, endpoint, tried.iter().chain(&last));
         reservation.settle(charge);
-        ticket.close(outcome)
+        ticket.map(|ticket| ticket.close(outcome))
+    }
+}
+
+/// Waits until a row is as safe as it is to be.
+async fn safe(closed: Option<Closed>) {
+    if let Some(closed) = closed.filter(|closed| !closed.is_safe()) {
+        closed.safe().await;
     }
 }
 

@@ -7,7 +7,9 @@
 --   request:admitted(status, body) -> step     request:next{ status =, from_upstream =, error =, retry_after_ms = } -> step
 --   request:body()             the body of the attempt
 --   request:answer(status, headers) -> { strips, remove, set }
---   request:feed(chunk, last)  -> bytes to send, whether to end
+--   request:feed(chunk, last)  -> bytes to send, whether to end, whether to ask the node to extend the reservation:
+--   request:extension()        -> the body of POST /plugin/v1/extend; nil: there is nothing to extend
+--   request:extended(status, body)
 --   request:finish{ status =, client_gone =, complete = } -> row (JSON), nil when it has ended
 --   request:free()             in the log phase; the collector is only a net
 --
@@ -16,7 +18,7 @@
 local ffi = require "ffi"
 
 local ABI = 1
-local TOO_SMALL, UNCHANGED, ENDED, STOP, PANICKED = 2, 1, 3, 4, -2
+local TOO_SMALL, UNCHANGED, ENDED, STOP, EXTEND, PANICKED = 2, 1, 3, 4, 8, -2
 
 ffi.cdef [[
 typedef struct weir_engine weir_engine;
@@ -33,6 +35,8 @@ int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t from_
 int32_t weir_request_body(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_answer(weir_request *request, uint32_t status, const uint8_t *head, size_t head_length, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_feed(weir_request *request, const uint8_t *chunk, size_t chunk_length, uint32_t last, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_extension(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_extended(weir_request *request, uint32_t status, const uint8_t *answer, size_t answer_length);
 int32_t weir_request_end(weir_request *request, uint32_t status, uint32_t client_gone, uint32_t complete, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_result(const weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 void weir_request_free(weir_request *request);
@@ -206,10 +210,23 @@ end
 
 function Request:feed(chunk, last)
   local code = lib.weir_request_feed(self.handle, chunk, #chunk, last and 1 or 0, buffer, capacity, length)
-  if code == UNCHANGED then return chunk, false end
+  local extend = code >= EXTEND
+  if extend then code = code - EXTEND end
+  if code == UNCHANGED then return chunk, false, extend end
   local text, why, failure = result(self.handle, code)
   if not text then return nil, why, failure end
-  return text, code == STOP
+  return text, code == STOP, extend
+end
+
+function Request:extension()
+  return result(self.handle, lib.weir_request_extension(self.handle, buffer, capacity, length))
+end
+
+function Request:extended(status, answer)
+  answer = answer or ""
+  local code = lib.weir_request_extended(self.handle, status, answer, #answer)
+  if code ~= 0 then return failed(code) end
+  return true
 end
 
 function Request:finish(ending)
