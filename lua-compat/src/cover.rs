@@ -105,8 +105,8 @@ mod tests {
         assert_eq!(cover.asking(), 3074);
         assert_eq!(at(&mut cover, 4096), Covered::Enough);
         cover.answered(Some(6144));
-        assert_eq!(at(&mut cover, 5120), Covered::Enough);
-        assert_eq!(at(&mut cover, 5121), Covered::AskNow);
+        assert_eq!(at(&mut cover, 5119), Covered::Enough);
+        assert_eq!(at(&mut cover, 5120), Covered::AskNow);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 --   request:feed(chunk, last)  -> bytes to send, whether to end, whether to ask the node to extend the reservation:
 --   request:extension()        -> the body of POST /plugin/v1/extend; nil: there is nothing to extend
 --   request:extended(status, body)
---   request:finish{ status =, client_gone =, complete = } -> row (JSON), nil when it has ended
+--   request:finish{ status =, client_gone =, complete = } -> row (JSON); nil, why, NO_ROW: it has ended before, or the node did not admit it
 --   request:free()             in the log phase; the collector is only a net
 --
 -- Every call returns nil, message, code on a failure; code -2 is a panic in the library.
@@ -42,7 +42,8 @@ int32_t weir_request_result(const weir_request *request, uint8_t *buffer, size_t
 void weir_request_free(weir_request *request);
 ]]
 
-local _M = { ABI = ABI }
+--- NO_ROW: the code of a request that ends without a row.
+local _M = { ABI = ABI, NO_ROW = ENDED }
 
 -- Results are rarely longer; what is gets a larger buffer, which is kept up to KEEP bytes.
 local KEEP = 1048576
@@ -87,7 +88,7 @@ local function load_library(path)
   return lib
 end
 
-local MESSAGES = { [ENDED] = "the request has ended", [-1] = "bad argument", [PANICKED] = "the library panicked" }
+local MESSAGES = { [ENDED] = "the request has ended, or has no row", [-1] = "bad argument", [PANICKED] = "the library panicked" }
 
 local function failed(code)
   return nil, MESSAGES[code] or ("code " .. code), code

@@ -85,7 +85,7 @@ describe("resty.weir", function()
     local request = ask(engine)
     assert.is_string(request:finish { status = 502 })
     local row, why, code = request:finish { status = 502 }
-    assert.same({ nil, "the request has ended", 3 }, { row, why, code })
+    assert.same({ nil, "the request has ended, or has no row", weir.NO_ROW }, { row, why, code })
     request:free()
     request:free()
   end)
@@ -128,7 +128,7 @@ describe("resty.weir", function()
   it("serves known callers from the files while the node is away, if told so", function()
     local engine = assert(open { node = true, when_node_is_away = "config_only" })
     local request = ask(engine)
-    local step = request:admitted(200, '{"request_id":"01J","account":"acme","key_id":"k1","tier":null,"scopes":{},"has_budget":false,"draw":1,"keys":{"one":{"key":"sk-node","own":false}}}')
+    local step = request:admitted(200, '{"request_id":"01J","account":"acme","key_id":"k1","tier":null,"scopes":{},"has_budget":false,"draw":1,"keys":[{"provider":"one","key":"sk-node","own":false}]}')
     assert.equal("try", step.kind)
     request:free()
     request = ask(engine)
@@ -141,6 +141,43 @@ describe("resty.weir", function()
     request = ask(engine, { headers = { authorization = "Bearer wk_other" } })
     assert.equal("refuse", request:admitted(0).kind)
     request:free()
+  end)
+
+  it("has no row of a request the node did not admit", function()
+    local engine = assert(open { node = true })
+    local request = ask(engine)
+    local step = request:admitted(401, '{"headers":{},"body":"no"}')
+    assert.same({ "refuse", 401, "no" }, { step.kind, step.status, step.body })
+    assert.same({ nil, weir.NO_ROW }, { (request:finish { status = 401 }), (select(3, request:finish { status = 401 })) })
+    request:free()
+  end)
+
+  it("asks to extend a reservation until it is heard, and ends a stream whose reservation is used up", function()
+    local engine = assert(open { node = true })
+    local request = ask(engine)
+    request:admitted(200, '{"request_id":"01J","account":"acme","key_id":"k1","tier":null,"scopes":{},"has_budget":true,"draw":1,"covered_tokens":20,"headers":{},"keys":[{"provider":"one","key":"sk-node","own":false}]}')
+    request:answer(200, { ["content-type"] = "text/event-stream" })
+    for _ = 1, 2 do
+      local out, stop, extend = request:feed(CONTENT, false)
+      assert.same({ CONTENT, false, true }, { out, stop, extend })
+    end
+    assert.matches('"output_tokens":2', request:extension(), 1, true)
+    assert.is_false((select(3, request:feed(CONTENT, false))))
+    request:extended(200, '{"covered_tokens":30}')
+    local fed, out, stop, extend = 3
+    repeat
+      out, stop, extend = request:feed(CONTENT, false)
+      fed = fed + 1
+      if extend then
+        request:extension()
+        request:extended(404, "{}")
+      end
+    until stop
+    assert.equal(31, fed)
+    assert.matches("error", out, 1, true)
+    assert.matches('"end":"cancelled"', request:finish { status = 200 }, 1, true)
+    request:free()
+    assert.is_nil((request:extended(200, "{}")))
   end)
 
   it("leaves no handle behind", function()

@@ -75,6 +75,12 @@ function Held:answer(status, headers)
   return answer
 end
 
+--- A timer's work: asks the node to extend a stream's reservation. The request may have ended meanwhile; then its answer is nobody's.
+local function extend(_, held, asked)
+  local status, answer = held.worker.node:ask("/plugin/v1/extend", asked)
+  if held.request.handle then held.request:extended(status or 0, status and answer or "") end
+end
+
 --- In a body filter: counts ngx.arg[1] and puts there what goes out.
 function Held:filter()
   if not self.answered then return end
@@ -84,8 +90,12 @@ function Held:filter()
     ngx.arg[1] = nil
     return
   end
-  local out, stop = self.request:feed(chunk, last)
+  local out, stop, wants_more = self.request:feed(chunk, last)
   if not out then return log(ngx.ERR, stop) end
+  if wants_more and not last then
+    local asked = self.request:extension()
+    if asked and not ngx.timer.at(0, extend, self, asked) then self.request:extended(0) end
+  end
   if out ~= chunk then ngx.arg[1] = out end
   if last then self.complete = true end
   if stop then
@@ -97,11 +107,11 @@ end
 --- In the log phase, whatever happened: hands the row over and frees the request. Returns the row.
 function Held:finish(status)
   local gone = status == 499 or (self.answered and not self.complete and not self.stopped)
-  local row, why = self.request:finish { status = status, client_gone = gone, complete = self.complete }
+  local row, why, code = self.request:finish { status = status, client_gone = gone, complete = self.complete }
   self.request:free()
   if row then
     self.worker.node:hand_over(row)
-  else
+  elseif code ~= weir.NO_ROW then
     log(ngx.ERR, why or "no row")
   end
   return row
