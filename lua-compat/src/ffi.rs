@@ -1,5 +1,5 @@
-//! The C interface, as `include/weir.h` declares and documents it. Every export catches panics (-2) and takes bytes with their
-//! length; nothing here keeps a pointer it was given.
+//! The C interface. `include/weir.h` and the binding's declarations are made from this file (`tests/header.rs`). Every export
+//! catches panics (-2) and takes bytes with their length; nothing here keeps a pointer it was given.
 
 use crate::engine::Engine;
 use crate::request::{Fed, Passage, Request};
@@ -13,13 +13,13 @@ pub const ABI_VERSION: u32 = 1;
 pub const OK: i32 = 0;
 /// The chunk goes out as it came; nothing was written.
 pub const UNCHANGED: i32 = 1;
-/// The buffer is too small; the length is what is needed. [`weir_request_result`] gives the result again.
+/// The buffer is too small; the length is what is needed. weir_request_result gives the result again.
 pub const TOO_SMALL: i32 = 2;
-/// The request has ended before.
+/// The request has ended before, or has no such result.
 pub const ENDED: i32 = 3;
 /// As 0, and nothing may follow.
 pub const STOP: i32 = 4;
-/// Added to the code of [`weir_request_feed`]: ask the node to extend the reservation.
+/// Added to the code of weir_request_feed: ask the node to extend the reservation.
 pub const EXTEND: i32 = 8;
 /// A null pointer, or settings that cannot be used.
 pub const BAD_ARGUMENT: i32 = -1;
@@ -72,10 +72,11 @@ pub extern "C" fn weir_abi_version() -> u32 {
     ABI_VERSION
 }
 
-/// Opens an engine; on -1 the buffer holds the reason.
+/// Opens an engine. Settings: JSON {"routing","prices","credit"?,"node"?,"when_node_is_away"?,"remember_s"?}. On -1 the buffer
+/// holds the reason.
 ///
 /// # Safety
-/// As `include/weir.h` says: the pointers are null or valid for their lengths.
+/// The pointers are null or valid for their lengths.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_engine_open(
     settings: *const u8,
@@ -113,7 +114,7 @@ pub unsafe extern "C" fn weir_engine_open(
 /// Closes an engine. Requests begun with it may go on.
 ///
 /// # Safety
-/// `engine` is null or came from [`weir_engine_open`] and was not closed.
+/// `engine` is null or came from weir_engine_open and was not closed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_engine_close(engine: *mut Engine) {
     guarded(|| {
@@ -125,7 +126,7 @@ pub unsafe extern "C" fn weir_engine_close(engine: *mut Engine) {
     });
 }
 
-/// Snapshots loaded so far; 0 for a null pointer.
+/// Configurations loaded so far, the first included; 0 for a null pointer.
 ///
 /// # Safety
 /// `engine` is null or an open engine.
@@ -142,10 +143,10 @@ pub unsafe extern "C" fn weir_engine_generation(engine: *const Engine) -> u64 {
     .unwrap_or(0)
 }
 
-/// What is wrong with the files as they are now.
+/// What is wrong with the files as they are now, a line each; empty: nothing.
 ///
 /// # Safety
-/// As `include/weir.h` says.
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_engine_problems(engine: *const Engine, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
     guarded(|| {
@@ -159,7 +160,7 @@ pub unsafe extern "C" fn weir_engine_problems(engine: *const Engine, buffer: *mu
 /// Prometheus text.
 ///
 /// # Safety
-/// As `include/weir.h` says.
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_engine_metrics(engine: *const Engine, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
     guarded(|| {
@@ -170,10 +171,11 @@ pub unsafe extern "C" fn weir_engine_metrics(engine: *const Engine, buffer: *mut
     })
 }
 
-/// Begins a request. A handle is made whatever the step is.
+/// Begins a request. Head: the path, then a line "name: value" for each header; ":account" and ":tier" are the proxy's own word.
+/// A handle is made with any code but -1 and -2. The result is a step.
 ///
 /// # Safety
-/// As `include/weir.h` says.
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_request_begin(
     engine: *const Engine,
@@ -238,7 +240,7 @@ unsafe fn with(
 /// The last result again, for a buffer that was too small.
 ///
 /// # Safety
-/// As `include/weir.h` says.
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_request_result(request: *const Handle, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
     guarded(|| {
@@ -249,10 +251,10 @@ pub unsafe extern "C" fn weir_request_result(request: *const Handle, buffer: *mu
     })
 }
 
-/// Takes the node's answer to an admission; status 0: there was none.
+/// The node's answer to an admission; status 0: none in time. The result is a step.
 ///
 /// # Safety
-/// As `include/weir.h` says.
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_request_admitted(
     request: *mut Handle,
@@ -273,10 +275,10 @@ pub unsafe extern "C" fn weir_request_admitted(
     }
 }
 
-/// The attempt under way failed: what now.
+/// The attempt under way failed; retry_after_ms below 0: not said. The result is a step.
 ///
 /// # Safety
-/// As `include/weir.h` says.
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_request_next(
     request: *mut Handle,
@@ -302,7 +304,7 @@ pub unsafe extern "C" fn weir_request_next(
 /// The body of the attempt under way.
 ///
 /// # Safety
-/// As `include/weir.h` says.
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_request_body(request: *mut Handle, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
     // SAFETY: the function's own conditions.
@@ -314,10 +316,11 @@ pub unsafe extern "C" fn weir_request_body(request: *mut Handle, buffer: *mut u8
     }
 }
 
-/// An answer begins.
+/// An answer begins. Head: a line "name: value" for each of its headers. The result, each on a line: 1 if bytes may be taken out,
+/// else 0; the number of headers to remove, and their names; the number of headers to set, name and value of each.
 ///
 /// # Safety
-/// As `include/weir.h` says.
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_request_answer(
     request: *mut Handle,
@@ -340,10 +343,11 @@ pub unsafe extern "C" fn weir_request_answer(
     }
 }
 
-/// A chunk of the answer.
+/// A chunk of the answer. 1: send the chunk. 0: send the result. 4: send the result and end. With 8 added: ask the node to extend
+/// the reservation; said again with every chunk until weir_request_extension is called.
 ///
 /// # Safety
-/// As `include/weir.h` says.
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_request_feed(
     request: *mut Handle,
@@ -369,10 +373,10 @@ pub unsafe extern "C" fn weir_request_feed(
     }
 }
 
-/// How far the stream has come, for `POST /plugin/v1/extend`; 3: there is nothing to extend.
+/// The body for POST /plugin/v1/extend. 3: there is nothing to extend.
 ///
 /// # Safety
-/// As `include/weir.h` says.
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_request_extension(request: *mut Handle, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
     // SAFETY: the function's own conditions.
@@ -387,10 +391,10 @@ pub unsafe extern "C" fn weir_request_extension(request: *mut Handle, buffer: *m
     }
 }
 
-/// The node's answer to an extension.
+/// The node's answer to an extension; status 0: none in time.
 ///
 /// # Safety
-/// As `include/weir.h` says.
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_request_extended(request: *mut Handle, status: u32, answer: *const u8, answer_length: usize) -> i32 {
     guarded(|| {
@@ -407,10 +411,10 @@ pub unsafe extern "C" fn weir_request_extended(request: *mut Handle, status: u32
     })
 }
 
-/// Ends the request: its row.
+/// Ends the request. The result is its row, JSON. 3: it has ended before, or the node did not admit it: it has no row.
 ///
 /// # Safety
-/// As `include/weir.h` says.
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_request_end(
     request: *mut Handle,
@@ -438,7 +442,7 @@ pub unsafe extern "C" fn weir_request_end(
 /// Frees a request.
 ///
 /// # Safety
-/// `request` is null or came from [`weir_request_begin`] and was not freed.
+/// `request` is null or came from weir_request_begin and was not freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn weir_request_free(request: *mut Handle) {
     guarded(|| {

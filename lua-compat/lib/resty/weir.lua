@@ -30,6 +30,7 @@ uint64_t weir_engine_generation(const weir_engine *engine);
 int32_t weir_engine_problems(const weir_engine *engine, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_engine_metrics(const weir_engine *engine, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_begin(const weir_engine *engine, const uint8_t *head, size_t head_length, const uint8_t *body, size_t body_length, weir_request **request, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_result(const weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_admitted(weir_request *request, uint32_t status, const uint8_t *answer, size_t answer_length, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t from_upstream, int64_t retry_after_ms, const uint8_t *error, size_t error_length, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_body(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
@@ -38,7 +39,6 @@ int32_t weir_request_feed(weir_request *request, const uint8_t *chunk, size_t ch
 int32_t weir_request_extension(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_extended(weir_request *request, uint32_t status, const uint8_t *answer, size_t answer_length);
 int32_t weir_request_end(weir_request *request, uint32_t status, uint32_t client_gone, uint32_t complete, uint8_t *buffer, size_t capacity, size_t *length);
-int32_t weir_request_result(const weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 void weir_request_free(weir_request *request);
 ]]
 
