@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(at(&mut cover, 4096), Covered::Enough);
         cover.answered(Some(6144));
         assert_eq!(at(&mut cover, 5119), Covered::Enough);
-        assert_eq!(at(&mut cover, 5120), Covered::AskNow);
+        assert_eq!(at(&mut cover, 5121), Covered::AskNow);
     }
 
     #[test]
