@@ -65,6 +65,16 @@
 #define WEIR_PANICKED -2
 
 /*
+ Of a failed attempt: the upstream answered.
+ */
+#define WEIR_FROM_UPSTREAM 1
+
+/*
+ Of a failed attempt: the proxy can make no other.
+ */
+#define WEIR_LAST 2
+
+/*
  A worker's engine. Cheap to clone.
  */
 typedef struct weir_engine weir_engine;
@@ -121,7 +131,9 @@ int32_t weir_engine_problems(const weir_engine *engine, uint8_t *buffer, size_t 
 int32_t weir_engine_metrics(const weir_engine *engine, uint8_t *buffer, size_t capacity, size_t *length);
 
 /*
- Begins a request. Head: the path, then a line "name: value" for each header; ":account" and ":tier" are the proxy's own word.
+ Begins a request. Head: the path, then a line "name: value" for each header. Names with a colon before them are the proxy's own
+ word, never to be taken from a client: ":account"; ":tier"; ":observe: true" (others route it: count, change nothing; the step is
+ pass); ":fixed: scheme uri body" (what the proxy cannot change after the first attempt; attempts that need it are not made).
  A handle is made with any code but -1 and -2. The result is a step.
 
  # Safety
@@ -146,12 +158,21 @@ int32_t weir_request_result(const weir_request *request, uint8_t *buffer, size_t
 int32_t weir_request_admitted(weir_request *request, uint32_t status, const uint8_t *answer, size_t answer_length, uint8_t *buffer, size_t capacity, size_t *length);
 
 /*
- The attempt under way failed; retry_after_ms below 0: not said. The result is a step.
+ The attempt under way failed. what: 1 the upstream answered, 2 the proxy can make no other attempt, or both added; retry_after_ms
+ below 0: not said. The result is a step.
 
  # Safety
  The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
  */
-int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t from_upstream, int64_t retry_after_ms, const uint8_t *error, size_t error_length, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t what, int64_t retry_after_ms, const uint8_t *error, size_t error_length, uint8_t *buffer, size_t capacity, size_t *length);
+
+/*
+ The host of each attempt that may still follow, a line each: for a proxy that must know before how many they are, and where.
+
+ # Safety
+ The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
+ */
+int32_t weir_request_hosts(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 
 /*
  The body of the attempt under way.
@@ -162,8 +183,9 @@ int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t from_
 int32_t weir_request_body(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 
 /*
- An answer begins. Head: a line "name: value" for each of its headers. The result, each on a line: 1 if bytes may be taken out,
- else 0; the number of headers to remove, and their names; the number of headers to set, name and value of each.
+ An answer begins. Head: a line "name: value" for each of its headers; of one that is observed, ":provider" and ":model" too. The
+ result, each on a line: 1 if bytes may be taken out, else 0; the number of headers to remove, and their names; the number of
+ headers to set, name and value of each.
 
  # Safety
  The pointers are null or valid for their lengths; handles are open and used by one thread at a time.

@@ -2,7 +2,7 @@
 //! catches panics (-2) and takes bytes with their length; nothing here keeps a pointer it was given.
 
 use crate::engine::Engine;
-use crate::request::{Fed, Passage, Request};
+use crate::request::{Failed, Fed, Passage, Request};
 use crate::settings::Settings;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
@@ -25,6 +25,10 @@ pub const EXTEND: i32 = 8;
 pub const BAD_ARGUMENT: i32 = -1;
 /// The library panicked. The handle is to be freed and not used again.
 pub const PANICKED: i32 = -2;
+/// Of a failed attempt: the upstream answered.
+pub const FROM_UPSTREAM: u32 = 1;
+/// Of a failed attempt: the proxy can make no other.
+pub const LAST: u32 = 2;
 
 /// A request behind a C handle, with its last result.
 pub struct Handle {
@@ -171,7 +175,9 @@ pub unsafe extern "C" fn weir_engine_metrics(engine: *const Engine, buffer: *mut
     })
 }
 
-/// Begins a request. Head: the path, then a line "name: value" for each header; ":account" and ":tier" are the proxy's own word.
+/// Begins a request. Head: the path, then a line "name: value" for each header. Names with a colon before them are the proxy's own
+/// word, never to be taken from a client: ":account"; ":tier"; ":observe: true" (others route it: count, change nothing; the step is
+/// pass); ":fixed: scheme uri body" (what the proxy cannot change after the first attempt; attempts that need it are not made).
 /// A handle is made with any code but -1 and -2. The result is a step.
 ///
 /// # Safety
@@ -275,7 +281,8 @@ pub unsafe extern "C" fn weir_request_admitted(
     }
 }
 
-/// The attempt under way failed; retry_after_ms below 0: not said. The result is a step.
+/// The attempt under way failed. what: 1 the upstream answered, 2 the proxy can make no other attempt, or both added; retry_after_ms
+/// below 0: not said. The result is a step.
 ///
 /// # Safety
 /// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
@@ -283,7 +290,7 @@ pub unsafe extern "C" fn weir_request_admitted(
 pub unsafe extern "C" fn weir_request_next(
     request: *mut Handle,
     status: u32,
-    from_upstream: u32,
+    what: u32,
     retry_after_ms: i64,
     error: *const u8,
     error_length: usize,
@@ -295,7 +302,29 @@ pub unsafe extern "C" fn weir_request_next(
     unsafe {
         let error = bytes(error, error_length);
         with(request, buffer, capacity, length, |request, out| {
-            *out = request.next(u16::try_from(status).unwrap_or(0), from_upstream != 0, u64::try_from(retry_after_ms).ok(), error).pack();
+            let failed = Failed {
+                status: u16::try_from(status).unwrap_or(0),
+                from_upstream: what & FROM_UPSTREAM != 0,
+                is_last: what & LAST != 0,
+                retry_after_ms: u64::try_from(retry_after_ms).ok(),
+                body: error,
+            };
+            *out = request.next(&failed).pack();
+            OK
+        })
+    }
+}
+
+/// The host of each attempt that may still follow, a line each: for a proxy that must know before how many they are, and where.
+///
+/// # Safety
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_request_hosts(request: *mut Handle, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+    // SAFETY: the function's own conditions.
+    unsafe {
+        with(request, buffer, capacity, length, |request, out| {
+            request.write_hosts(out);
             OK
         })
     }
@@ -316,8 +345,9 @@ pub unsafe extern "C" fn weir_request_body(request: *mut Handle, buffer: *mut u8
     }
 }
 
-/// An answer begins. Head: a line "name: value" for each of its headers. The result, each on a line: 1 if bytes may be taken out,
-/// else 0; the number of headers to remove, and their names; the number of headers to set, name and value of each.
+/// An answer begins. Head: a line "name: value" for each of its headers; of one that is observed, ":provider" and ":model" too. The
+/// result, each on a line: 1 if bytes may be taken out, else 0; the number of headers to remove, and their names; the number of
+/// headers to set, name and value of each.
 ///
 /// # Safety
 /// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.

@@ -12,12 +12,38 @@ pub struct Head {
     pub account: Option<String>,
     /// The tier the proxy vouches for.
     pub tier: Option<String>,
+    /// The proxy routes by itself: count, and touch nothing.
+    pub observe: bool,
+    /// What the proxy cannot change after the first attempt.
+    pub fixed: Fixed,
+    /// Who answers, by the proxy's word: with an answer that is observed.
+    pub provider: Option<String>,
+    /// Which model answers, by the proxy's word.
+    pub model: Option<String>,
     /// The client's headers, names in lower case.
     pub headers: Vec<(String, String)>,
 }
 
+/// What a proxy cannot change once the first attempt has been sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fixed {
+    /// `http` or `https`.
+    pub scheme: bool,
+    /// Path and query.
+    pub uri: bool,
+    /// The body.
+    pub body: bool,
+}
+
+impl Fixed {
+    fn parse(words: &str) -> Fixed {
+        let has = |name: &str| words.split_ascii_whitespace().any(|word| word == name);
+        Fixed { scheme: has("scheme"), uri: has("uri"), body: has("body") }
+    }
+}
+
 impl Head {
-    /// Reads `path`, then a line for each header: `name: value`. `:account` and `:tier` are the proxy's word, not the client's.
+    /// Reads `path`, then a line for each header: `name: value`. Names that begin with a colon are the proxy's word, not the client's.
     pub fn parse(text: &[u8]) -> Head {
         let mut head = Head::default();
         for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
@@ -31,6 +57,11 @@ impl Head {
             match name {
                 ":account" => head.account = Some(value.to_owned()),
                 ":tier" => head.tier = Some(value.to_owned()),
+                ":observe" => head.observe = value == "true",
+                ":fixed" => head.fixed = Fixed::parse(value),
+                ":provider" => head.provider = Some(value.to_owned()),
+                ":model" => head.model = Some(value.to_owned()),
+                unknown if unknown.starts_with(':') => {}
                 _ => head.headers.push((name.to_ascii_lowercase(), value.to_owned())),
             }
         }
@@ -50,6 +81,11 @@ impl Head {
     /// What the client calls the request, where it can be sent back as it came.
     pub fn client_id(&self) -> Option<&str> {
         self.value("x-request-id").filter(|id| id.len() <= CLIENT_ID_BYTES_MAX && id.bytes().all(|byte| byte.is_ascii_graphic()))
+    }
+
+    /// It announces a stream of events.
+    pub fn is_stream(&self) -> bool {
+        self.value("content-type").is_some_and(|value| value.to_ascii_lowercase().starts_with("text/event-stream"))
     }
 
     /// What the caller presents.

@@ -1,11 +1,12 @@
 //! One request, from its head to its row.
 //!
-//! `begin` → (`admitted`) → `attempt`, and `next` after each that failed → `answer` → `feed` … → `end`.
+//! `begin` → (`admitted`) → `attempt`, and `next` after each that failed → `answer` → `feed` … → `end`. What another plugin of the
+//! proxy routes is only observed: `begin` → `answer` → `feed` … → `end`.
 
 use crate::admission::{Admission, Payment, Remembered, Who, covered, digest};
 use crate::cover::{Cover, Covered};
 use crate::engine::{Engine, Snapshot, now_ms};
-use crate::head::Head;
+use crate::head::{Fixed, Head};
 use crate::packed::{Step, Try};
 use crate::row::{End, Row};
 use crate::settings::Away;
@@ -21,9 +22,10 @@ use weir::engine::id::RequestId;
 use weir::engine::meter::{StreamMeter, Tally, Watch};
 use weir::engine::money::{Credits, Factor, Usd, charge};
 use weir::engine::outbound;
-use weir::engine::peek::{self, Peek};
+use weir::engine::peek::{self, BadBody, Peek};
 use weir::engine::policy::ByokWish;
-use weir::engine::provider::{Auth, spec};
+use weir::engine::price::Price;
+use weir::engine::provider::{Auth, Kind, spec};
 use weir::engine::refusal::denied::{self, Failure};
 use weir::engine::refusal::{Refusal, UpstreamFailure};
 use weir::engine::route::{self, Ask, Attempt, Caller, Draw, Outcome, Payer, Plan, Verdict};
@@ -50,6 +52,7 @@ pub struct Request {
     admission: Option<Admission>,
     plan: Option<Plan>,
     current: Option<Current>,
+    observed: Option<Observed>,
     attempts: u32,
     answer: Option<Answering>,
     /// What the node's reservation covers; `None`: nothing bounds it.
@@ -74,11 +77,33 @@ struct Current {
     _in_flight: InFlight,
 }
 
+/// Who answers a request that others route, as far as the proxy knows.
+#[derive(Default)]
+struct Observed {
+    provider: Option<String>,
+    model: Option<String>,
+}
+
 /// An answer on its way.
 struct Answering {
     meter: StreamMeter,
     is_stream: bool,
     stopped: bool,
+}
+
+/// How an attempt failed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Failed<'a> {
+    /// The status, the upstream's or the proxy's own.
+    pub status: u16,
+    /// The upstream answered.
+    pub from_upstream: bool,
+    /// The proxy can make no other attempt.
+    pub is_last: bool,
+    /// The upstream's `Retry-After`.
+    pub retry_after_ms: Option<u64>,
+    /// The beginning of the upstream's error, if it is at hand.
+    pub body: &'a [u8],
 }
 
 /// What became of a chunk.
@@ -114,18 +139,24 @@ impl Request {
         let body = Bytes::copy_from_slice(body);
         let content_type = head.value("content-type").unwrap_or("");
         let read = if endpoint.is_multipart() { peek::multipart(content_type, &body) } else { peek::json(endpoint, &body) };
-        let peek = read.map_err(|bad| refuse(&Refusal::BadBody(bad), endpoint.dialect()))?;
-        if peek.names_other_models {
+        let peek = match read {
+            // Whoever routes it may know the model by itself.
+            Err(BadBody::NoModel) if head.observe => Peek::default(),
+            read => read.map_err(|bad| refuse(&Refusal::BadBody(bad), endpoint.dialect()))?,
+        };
+        if peek.names_other_models && !head.observe {
             return Err(refuse(&Refusal::OtherModels, endpoint.dialect()));
         }
         let started_ms = now_ms();
         let random = (u128::from(engine.random()) << 64) | u128::from(engine.random());
         let request_id = RequestId::new(started_ms, random).text().as_str().to_owned();
+        let observes = head.observe;
         let prompt_tokens = outbound::prompt_tokens(peek.model.as_deref().unwrap_or_default(), &peek);
         let mut request = Request {
             engine: engine.clone(),
             snapshot: engine.inner.snapshot.load_full(),
             who: Who::of_proxy(head.account.as_deref(), head.tier.as_deref()),
+            observed: observes.then(Observed::default),
             head,
             endpoint,
             body,
@@ -141,11 +172,12 @@ impl Request {
             cover: None,
             status: 200,
             first_event_ms: None,
-            unknown: engine.away().is_some(),
+            unknown: engine.away().is_some() && !observes,
             ended: false,
         };
         engine.inner.counts.open.fetch_add(1, Relaxed);
         let step = match engine.away() {
+            _ if request.observed.is_some() => Step::Pass,
             Some(_) => Step::Admit(request.ask()),
             None => request.plan_and_try(engine.random()),
         };
@@ -319,8 +351,11 @@ impl Request {
         peek::edit(self.endpoint, &self.body, &self.peek, &edits, &mut pieces);
         let unchanged = pieces.len() == 1 && pieces[0].len() == self.body.len() && pieces[0].as_ptr() == self.body.as_ptr();
         let body_bytes = pieces.iter().map(Bytes::len).sum();
-        let mut uri = String::with_capacity(64);
-        row.write_path(&provider, self.endpoint, &attempt.target.upstream_model, &mut uri);
+        let uri = self.uri(&attempt);
+        if self.attempts == 1 {
+            let first = (scheme(&provider.base), &*uri, &edits);
+            self.keep_what_can_follow(first, cap);
+        }
         let mut remove: Vec<String> = self
             .head
             .headers
@@ -356,7 +391,7 @@ impl Request {
             request_id: self.request_id.clone(),
             provider: provider.name.to_string(),
             model: attempt.target.upstream_model.to_string(),
-            scheme: if provider.base.tls { "https" } else { "http" },
+            scheme: scheme(&provider.base),
             authority: authority(&provider.base),
             host: provider.base.host.to_string(),
             port: provider.base.port,
@@ -386,6 +421,36 @@ impl Request {
         step
     }
 
+    fn uri(&self, attempt: &Attempt) -> String {
+        let (provider, mut uri) = (&attempt.target.provider, String::with_capacity(64));
+        spec(provider.kind).write_path(provider, self.endpoint, &attempt.target.upstream_model, &mut uri);
+        uri
+    }
+
+    /// Takes the attempts out of the plan that differ from the first where the proxy has no second choice.
+    fn keep_what_can_follow(&mut self, (first_scheme, first_uri, first_edits): (&str, &str, &peek::Edits<'_>), cap: Option<u64>) {
+        let fixed = self.head.fixed;
+        let Some(mut plan) = self.plan.take_if(|_| fixed != Fixed::default()) else { return };
+        plan.keep_only(|attempt| {
+            let edits = || outbound::edits(self.endpoint, &self.peek, spec(attempt.target.provider.kind), attempt, cap);
+            (!fixed.scheme || scheme(&attempt.target.provider.base) == first_scheme)
+                && (!fixed.uri || self.uri(attempt) == first_uri)
+                && (!fixed.body || edits() == *first_edits)
+        });
+        self.plan = Some(plan);
+    }
+
+    /// Appends the host of each attempt that may still follow, a line each, for a proxy that must know how many they are, and their
+    /// addresses, before it comes to them.
+    pub fn write_hosts(&self, out: &mut Vec<u8>) {
+        let Some(plan) = &self.plan else { return };
+        let left = plan.most_attempts().saturating_sub(plan.attempts());
+        for attempt in plan.upcoming().take(left as usize) {
+            out.extend_from_slice(attempt.target.provider.base.host.as_bytes());
+            out.push(b'\n');
+        }
+    }
+
     /// Appends the body of the attempt under way.
     pub fn write_body(&self, out: &mut Vec<u8>) {
         for piece in self.current.iter().filter_map(|current| current.body.as_ref()).flatten() {
@@ -394,7 +459,8 @@ impl Request {
     }
 
     /// The attempt under way failed: `status` 0 or 502 without an upstream's word is a connection that was not made or broke.
-    pub fn next(&mut self, status: u16, from_upstream: bool, retry_after_ms: Option<u64>, body: &[u8]) -> Step {
+    pub fn next(&mut self, failed: &Failed<'_>) -> Step {
+        let Failed { status, from_upstream, is_last, retry_after_ms, body } = *failed;
         let Some(current) = self.current.take() else { return self.refuse(&Refusal::Internal) };
         let error = if from_upstream { weir::engine::meter::error_of(body) } else { Default::default() };
         let outcome = match (from_upstream, status) {
@@ -413,6 +479,9 @@ impl Request {
             is_about_money: outcome.is_about_money(),
         };
         let Some(plan) = &mut self.plan else { return self.refuse(&Refusal::Internal) };
+        if is_last {
+            plan.keep_only(|_| false);
+        }
         let verdict = plan.after(&current.attempt, &outcome, now_ms());
         match verdict {
             Verdict::TryNext => self.attempt(),
@@ -433,6 +502,9 @@ impl Request {
     pub fn answer(&mut self, status: u16, head: &[u8], out: &mut String) {
         use std::fmt::Write;
         let head = Head::parse(&[b"\n", head].concat());
+        if self.observed.is_some() {
+            return self.observe(status, head, out);
+        }
         let remove: Vec<&str> = head
             .headers
             .iter()
@@ -449,7 +521,7 @@ impl Request {
             set.push(("x-weir-attempts".into(), self.attempts.to_string()));
             // The request has gone; the memory of its body may, too.
             current.body = None;
-            let is_stream = head.value("content-type").is_some_and(|value| value.to_ascii_lowercase().starts_with("text/event-stream"));
+            let is_stream = head.is_stream();
             if (200..300).contains(&status) && self.answer.is_none() {
                 let now_ms = now_ms();
                 self.first_event_ms = Some(now_ms.saturating_sub(self.started_ms));
@@ -474,6 +546,25 @@ impl Request {
         });
         let _ = writeln!(out, "{}", set.len());
         crate::packed::put_headers(&set, out);
+    }
+
+    /// An answer begins that others asked for: nothing of it is changed.
+    fn observe(&mut self, status: u16, head: Head, out: &mut String) {
+        let is_stream = head.is_stream();
+        let model = head.model.clone().or_else(|| self.peek.model.clone());
+        if (200..300).contains(&status) && self.answer.is_none() {
+            self.first_event_ms = Some(now_ms().saturating_sub(self.started_ms));
+            // By the format the client reads; a provider's own habits are the other plugin's to translate.
+            let kind = if self.endpoint.dialect() == Dialect::Anthropic { Kind::Anthropic } else { Kind::OpenAiCompatible };
+            let family = tokens::family(model.as_deref().unwrap_or_default());
+            let watch = Watch { endpoint: self.endpoint, kind, family, strip_usage: false };
+            let meter = if is_stream { StreamMeter::new(watch) } else { StreamMeter::of_body(watch) };
+            self.answer = Some(Answering { meter, is_stream, stopped: false });
+        }
+        self.attempts = 1;
+        self.observed = Some(Observed { provider: head.provider, model });
+        self.status = status;
+        out.push_str("0\n0\n0\n");
     }
 
     /// Takes a chunk of the answer; `last`: none follows. Appends what goes out to `out` unless it is the chunk itself.
@@ -542,17 +633,17 @@ impl Request {
             self.status = status;
         }
         let mut cut = false;
+        let asked = self.current.is_some() || self.attempts > 0 && self.observed.is_some();
         let (mut tally, end) = match self.answer.take() {
-            None if self.current.is_some() && client_gone => {
+            None if asked && client_gone => {
                 let mut tally = Tally::default();
                 let family = tokens::family("");
                 tally.count(self.prompt_tokens, &mut tokens::Stream::new(family));
                 (tally, End::Cancelled)
             }
-            None => (
-                Tally { source: weir::engine::usage::Source::Counted, ..Tally::default() },
-                if self.current.is_some() { End::Failed } else { End::Refused },
-            ),
+            None => {
+                (Tally { source: weir::engine::usage::Source::Counted, ..Tally::default() }, if asked { End::Failed } else { End::Refused })
+            }
             Some(answer) => {
                 cut = answer.is_stream && !answer.meter.ended() && !answer.meter.may_end_without_mark();
                 let failed = answer.meter.error().is_some();
@@ -593,15 +684,21 @@ impl Request {
             }
             Some(TargetPrice::Free) => (Usd(0), Some("free".to_owned())),
             Some(TargetPrice::Unpriced) => (tally.reported_cost.unwrap_or(Usd(0)), Some("unpriced".to_owned())),
-            None => (Usd(0), None),
+            None => self.listed_price().map_or((Usd(0), None), |price| {
+                (price.cost(&tally.usage, tally.service_tier.as_deref(), tally.reported_cost), Some(price.id().to_owned()))
+            }),
         };
         let catalog = &self.snapshot.catalog;
         let tier = self.who.tier.as_deref().or(catalog.routing.default_tier.as_deref()).and_then(|name| catalog.tiers.get(name));
         let multiplier = self.plan.as_ref().map_or(Factor::ONE, |plan| plan.multiplier);
         let charged = match (byok, tier) {
+            // Whoever routed it sold it.
+            _ if self.observed.is_some() => Credits(0),
             (true, tier) => tier.map_or(Credits(0), |tier| tier.byok_fee),
             (false, tier) => charge(cost, multiplier, tier.map_or(Factor::ZERO, |tier| tier.markup), self.engine.inner.settings.credit),
         };
+        let (seen_provider, seen_model) =
+            self.observed.as_ref().map_or((None, None), |observed| (observed.provider.as_deref(), observed.model.as_deref()));
         Row {
             request_id: &self.request_id,
             admitted: self.admission.is_some(),
@@ -612,9 +709,9 @@ impl Request {
             path: self.endpoint.path(),
             level: self.plan.as_ref().and_then(|plan| plan.level.as_ref()).map(|level| &*level.name),
             tier: tier.map(|tier| &*tier.name),
-            model: target.map(|target| &*target.model),
-            provider: target.map(|target| &*target.provider.name),
-            upstream_model: target.map(|target| &*target.upstream_model),
+            model: target.map(|target| &*target.model).or(seen_model),
+            provider: target.map(|target| &*target.provider.name).or(seen_provider),
+            upstream_model: target.map(|target| &*target.upstream_model).or(seen_model),
             byok,
             attempts: self.attempts,
             was_fallback: self.current.as_ref().is_some_and(|current| current.was_fallback),
@@ -628,6 +725,12 @@ impl Request {
             charge: charged,
         }
         .json()
+    }
+
+    /// What `prices.toml` says of the provider and model that were observed.
+    fn listed_price(&self) -> Option<&Price> {
+        let Observed { provider: Some(provider), model: Some(model) } = self.observed.as_ref()? else { return None };
+        self.snapshot.catalog.prices.get(&*format!("{provider}/{model}")).map(|price| &**price)
     }
 
     fn refuse(&mut self, refusal: &Refusal) -> Step {
@@ -659,6 +762,10 @@ fn refuse(refusal: &Refusal, dialect: Dialect) -> Step {
         headers.push(("retry-after".into(), wait.to_string()));
     }
     Step::Refuse { status: refusal.status(), headers, body: refusal.body(dialect) }
+}
+
+fn scheme(base: &BaseUrl) -> &'static str {
+    if base.tls { "https" } else { "http" }
 }
 
 /// `host` or `host:port` as the `Host` header has it: the scheme's own port is left out.

@@ -4,9 +4,10 @@
 --   local engine = assert(weir.open{ routing = "/etc/weir/routing.toml", prices = "/etc/weir/prices.toml" })
 --   local request, step = engine:begin{ path = "/v1/chat/completions", headers = headers, body = body }
 --   step.kind                  "admit" | "try" | "refuse" | "pass"
---   request:admitted(status, body) -> step     request:next{ status =, from_upstream =, error =, retry_after_ms = } -> step
+--   request:admitted(status, body) -> step     request:next{ status =, from_upstream =, last =, error =, retry_after_ms = } -> step
+--   request:hosts()            the host of each attempt that may still follow
 --   request:body()             the body of the attempt
---   request:answer(status, headers) -> { strips, remove, set }
+--   request:answer(status, headers, seen) -> { strips, remove, set }; seen: provider, model of an answer that is only observed
 --   request:feed(chunk, last)  -> bytes to send, whether to end, whether to ask the node to extend the reservation:
 --   request:extension()        -> the body of POST /plugin/v1/extend; nil: there is nothing to extend
 --   request:extended(status, body)
@@ -32,7 +33,8 @@ int32_t weir_engine_metrics(const weir_engine *engine, uint8_t *buffer, size_t c
 int32_t weir_request_begin(const weir_engine *engine, const uint8_t *head, size_t head_length, const uint8_t *body, size_t body_length, weir_request **request, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_result(const weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_admitted(weir_request *request, uint32_t status, const uint8_t *answer, size_t answer_length, uint8_t *buffer, size_t capacity, size_t *length);
-int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t from_upstream, int64_t retry_after_ms, const uint8_t *error, size_t error_length, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t what, int64_t retry_after_ms, const uint8_t *error, size_t error_length, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_hosts(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_body(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_answer(weir_request *request, uint32_t status, const uint8_t *head, size_t head_length, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_feed(weir_request *request, const uint8_t *chunk, size_t chunk_length, uint32_t last, uint8_t *buffer, size_t capacity, size_t *length);
@@ -176,29 +178,39 @@ end
 
 function Request:next(outcome)
   local err = outcome.error or ""
-  return stepped(self, lib.weir_request_next(self.handle, outcome.status or 0, outcome.from_upstream and 1 or 0, outcome.retry_after_ms or -1, err, #err, buffer, capacity, length))
+  return stepped(self, lib.weir_request_next(self.handle, outcome.status or 0, (outcome.from_upstream and 1 or 0) + (outcome.last and 2 or 0), outcome.retry_after_ms or -1, err, #err, buffer, capacity, length))
+end
+
+function Request:hosts()
+  local text, why, failure = result(self.handle, lib.weir_request_hosts(self.handle, buffer, capacity, length))
+  if not text then return nil, why, failure end
+  local hosts = {}
+  for host in text:gmatch("[^\n]+") do hosts[#hosts + 1] = host end
+  return hosts
 end
 
 function Request:body()
   return result(self.handle, lib.weir_request_body(self.handle, buffer, capacity, length))
 end
 
-local function head_of(first, headers)
-  local lines = { first }
+local function clean(value) return (tostring(value):gsub("[\r\n]", " ")) end
+
+--- `first`, then the proxy's own word, then the headers. No header, and no line feed in a path, can pass for the proxy's word.
+local function head_of(first, own, headers)
+  local lines = { first and clean(first) }
+  for name, value in pairs(own) do lines[#lines + 1] = ":" .. name .. ": " .. clean(value) end
   for name, value in pairs(headers) do
-    if type(value) == "table" then
-      for _, one in ipairs(value) do
-        lines[#lines + 1] = name .. ": " .. tostring(one):gsub("[\r\n]", " ")
+    if name:byte() ~= 58 then
+      for _, one in ipairs(type(value) == "table" and value or { value }) do
+        lines[#lines + 1] = name .. ": " .. clean(one)
       end
-    else
-      lines[#lines + 1] = name .. ": " .. tostring(value):gsub("[\r\n]", " ")
     end
   end
   return table.concat(lines, "\n")
 end
 
-function Request:answer(status, headers)
-  local head = head_of(nil, headers)
+function Request:answer(status, headers, seen)
+  local head = head_of(nil, seen or {}, headers)
   local text, why, failure = result(self.handle, lib.weir_request_answer(self.handle, status, head, #head, buffer, capacity, length))
   if not text then return nil, why, failure end
   local strips, count, at = text:match("^(%d)\n(%d+)\n()")
@@ -246,12 +258,10 @@ end
 local Engine = {}
 Engine.__index = Engine
 
---- `asked`: path, headers (a table), body, and the proxy's own word for who calls: account, tier.
+--- `asked`: path, headers (a table), body, and the proxy's own word: account, tier, observe, fixed (see weir.h).
 function Engine:begin(asked)
-  local first = asked.path
-  if asked.account then first = first .. "\n:account: " .. asked.account end
-  if asked.tier then first = first .. "\n:tier: " .. asked.tier end
-  local head, body = head_of(first, asked.headers or {}), asked.body or ""
+  local own = { account = asked.account, tier = asked.tier, observe = asked.observe, fixed = asked.fixed }
+  local head, body = head_of(asked.path, own, asked.headers or {}), asked.body or ""
   local code = lib.weir_request_begin(self.handle, head, #head, body, #body, request_out, buffer, capacity, length)
   if code < 0 then return failed(code) end
   local library = lib

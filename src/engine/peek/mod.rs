@@ -95,7 +95,7 @@ pub enum BadBody {
 }
 
 /// What to change before sending a body on.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Edits<'a> {
     /// Replace the model's name.
     pub model: Option<&'a str>,

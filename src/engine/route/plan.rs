@@ -200,14 +200,18 @@ impl Plan {
         self.slots[at].take().map(|attempt| Attempt { is_probe, ..attempt })
     }
 
-    /// Leaves only what can hold a prompt that did not fit `window`. An unknown window promises nothing.
-    fn keep_wider_than(&mut self, window: Option<u64>) {
-        let wider = |attempt: &Attempt| matches!((attempt.context_window, window), (Some(theirs), Some(mine)) if theirs > mine);
+    /// Leaves only the attempts that `keep` takes: not everyone who carries a plan out can make all of them.
+    pub fn keep_only(&mut self, keep: impl Fn(&Attempt) -> bool) {
         for at in self.remaining() {
-            if !self.slots[at].as_ref().is_some_and(wider) {
+            if !self.slots[at].as_ref().is_some_and(&keep) {
                 self.left &= !(1 << at);
             }
         }
+    }
+
+    /// Leaves only what can hold a prompt that did not fit `window`. An unknown window promises nothing.
+    fn keep_wider_than(&mut self, window: Option<u64>) {
+        self.keep_only(|attempt| matches!((attempt.context_window, window), (Some(theirs), Some(mine)) if theirs > mine));
     }
 
     fn exhausted(&self, outcome: &Outcome<'_>, last: Class) -> Denied {
