@@ -29,6 +29,8 @@ class Provider:
 
     def __init__(self):
         self.seen, self.sent_at, self.gone = [], [], threading.Event()
+        # What to answer for some models instead: a status each.
+        self.statuses = {}
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -43,8 +45,9 @@ class Provider:
                 outer.seen.append({"host": self.headers["host"], "authorization": self.headers["authorization"], "headers": dict(self.headers.items()),
                                    "body": asked, "size": len(body), "connection": self.client_address, "path": self.path})
                 model = asked["model"]
-                if model.startswith("status-"):
-                    return self.whole(int(model[7:]), b'{"error":{"message":"no","type":"x","code":"y"}}')
+                status = int(model[7:]) if model.startswith("status-") else outer.statuses.get(model)
+                if status:
+                    return self.whole(status, b'{"error":{"message":"no","type":"x","code":"y"}}')
                 if not asked.get("stream"):
                     return self.whole(200, WHOLE)
                 self.send_response(200)

@@ -90,19 +90,13 @@ end
 --- header_filter_by_lua.
 function _M.header_filter()
   local held = open[ngx.var.weir_id or ""]
-  if not held or not ngx.var.upstream_status then return end
-  local answer = held:answer(ngx.status, ngx.resp.get_headers(0, true))
-  if not answer then return end
-  for _, name in ipairs(answer.remove) do ngx.header[name] = nil end
-  for _, header in ipairs(answer.set) do ngx.header[header[1]] = header[2] end
-  -- Bytes may be taken out; otherwise the length stands, and nginx need not chunk.
-  if answer.strips then ngx.header.content_length = nil end
+  if held and ngx.var.upstream_status then held:header_filter() end
 end
 
 --- body_filter_by_lua.
 function _M.body_filter()
   local held = open[ngx.var.weir_id or ""]
-  if held then held:filter() end
+  if held then held:body_filter() end
 end
 
 --- log_by_lua: the row, whatever happened.

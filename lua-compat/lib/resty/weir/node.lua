@@ -130,7 +130,7 @@ local function deliver_of(self, id)
 end
 
 local function deliver(premature, self)
-  if premature or self.delivering then return end
+  if premature or self.delivering or self.closed then return end
   self.delivering = true
   deliver_of(self, ngx.worker.id())
   self.delivering = false
@@ -162,11 +162,14 @@ function Node:hand_over(row)
   end
 end
 
---- Begins to deliver what the journal holds, from now on.
+--- Begins to deliver what the journal holds, from now on. Not in a privileged agent: it serves nobody and has no number.
 function Node:start()
-  if not self.address or not self.journal then return end
+  if not self.address or not self.journal or not ngx.worker.id() then return end
   ngx.timer.every(DELIVER_SECONDS, deliver, self)
   if ngx.worker.id() == 0 then ngx.timer.at(DELIVER_SECONDS, deliver_left, self) end
 end
+
+--- Delivers no more: another has taken over. What waits is still handed over.
+function Node:close() self.closed = true end
 
 return _M

@@ -1,6 +1,7 @@
 --- What a worker holds, and what becomes of a request: the same in every proxy. An adapter says where its proxy keeps a request
 -- and how it is told where to send it.
 
+local balancer = require "ngx.balancer"
 local weir = require "resty.weir"
 local weir_node = require "resty.weir.node"
 
@@ -8,7 +9,7 @@ local _M = {}
 
 --- What the client gets when weir itself fails: status, headers, body.
 _M.BROKEN = {
-  status = 500, headers = { { "Content-Type", "application/json" } },
+  kind = "refuse", status = 500, headers = { { "Content-Type", "application/json" } },
   body = '{"error":{"message":"Internal error.","type":"server_error","param":null,"code":null}}',
 }
 
@@ -19,7 +20,7 @@ local log = _M.log
 local Worker = {}
 Worker.__index = Worker
 
---- A request under way. Its fields: request (the binding's), answered, complete, stopped, refused.
+--- A request under way. Its fields: request (the binding's), answered, complete, stopped, refused, refusal, instead.
 local Held = {}
 Held.__index = Held
 
@@ -66,13 +67,65 @@ function _M.read_body()
   return body
 end
 
---- In a header filter, once: what to change in the answer's headers (remove, set, strips). nil: nothing, or a failure that is logged.
-function Held:answer(status, headers)
-  if self.refused or self.answered then return nil end
-  local answer, why = self.request:answer(status, headers)
+--- What the upstream's variables say of the last attempt and of the one before it.
+local function last_two(list)
+  return (list or ""):match("([^%s,:]*)[%s,:]*([^%s,:]+)$")
+end
+
+--- In a balancer phase: how the attempt failed before the one that is to begin. For request:next.
+function _M.last_failure()
+  local _, status = balancer.get_last_failure()
+  -- The last place in the list is the attempt's that begins.
+  local before = last_two(ngx.var.upstream_header_time)
+  local wait = tonumber(ngx.var.upstream_http_retry_after)
+  return { status = status, from_upstream = before ~= "-", retry_after_ms = wait and wait * 1000 }
+end
+
+local function change_headers(answer)
+  for _, name in ipairs(answer.remove) do ngx.header[name] = nil end
+  for _, header in ipairs(answer.set) do ngx.header[header[1]] = header[2] end
+  -- Bytes may be taken out; otherwise the length stands, and nginx need not chunk.
+  if answer.strips then ngx.header.content_length = nil end
+end
+
+--- In a header filter: an answer begins that goes to the client. `seen`: provider and model of one that is only observed.
+function Held:header_filter(seen)
+  if self.refused or self.answered then return end
+  local answer, why = self.request:answer(ngx.status, ngx.resp.get_headers(0, true), seen)
   if not answer then return log(ngx.ERR, why) end
   self.answered = true
-  return answer
+  change_headers(answer)
+end
+
+--- Puts a refusal in the place of an answer whose headers have not left.
+local function replace(self, step)
+  local answer, why = self.request:answer(step.status, ngx.resp.get_headers(0, true))
+  if answer then change_headers(answer) else log(ngx.ERR, why) end
+  ngx.status = step.status
+  ngx.header["Content-Encoding"] = nil
+  for _, header in ipairs(step.headers) do ngx.header[header[1]] = header[2] end
+  ngx.header["Content-Length"] = #step.body
+  self.refused, self.instead = true, step.body
+end
+
+--- In the header filter of a proxy that retries in its balancer: an answer passes, and so does an error that is the caller's own; of
+-- any other error weir tells.
+function Held:end_of_retries()
+  -- Nobody was asked: what goes out is another plugin's.
+  if self.refused or self.answered or (ngx.var.upstream_status or "") == "" then return end
+  local _, time = last_two(ngx.var.upstream_header_time)
+  local answered, step = time ~= "-", self.refusal
+  if not step and (ngx.status >= 400 or not answered) then
+    local wait = tonumber(ngx.var.upstream_http_retry_after)
+    local why
+    step, why = self.request:next { status = ngx.status, from_upstream = answered, last = true, retry_after_ms = wait and wait * 1000 }
+    if not step then
+      log(ngx.ERR, why)
+      step = _M.BROKEN
+    end
+  end
+  if step and step.kind == "refuse" then return replace(self, step) end
+  self:header_filter()
 end
 
 --- A timer's work: asks the node to extend a stream's reservation. The request may have ended meanwhile; then its answer is nobody's.
@@ -82,7 +135,12 @@ local function extend(_, held, asked)
 end
 
 --- In a body filter: counts ngx.arg[1] and puts there what goes out.
-function Held:filter()
+function Held:body_filter()
+  if self.instead then
+    ngx.arg[1], ngx.arg[2] = self.instead, true
+    self.instead = ""
+    return
+  end
   if not self.answered then return end
   local chunk, last = ngx.arg[1] or "", ngx.arg[2]
   if chunk == "" and not last then return end
@@ -102,6 +160,17 @@ function Held:filter()
     self.stopped = true
     ngx.arg[2] = true
   end
+end
+
+local PROMPT = { "input", "image_input", "audio_input", "cached_input", "cached_audio_input", "cache_write_5m", "cache_write_1h" }
+local COMPLETION = { "output", "reasoning", "audio_output", "image_output" }
+
+--- Tokens of the prompt and of the completion by a row's usage.
+function _M.tokens(usage)
+  local prompt, completion = 0, 0
+  for _, bucket in ipairs(PROMPT) do prompt = prompt + (usage[bucket] or 0) end
+  for _, bucket in ipairs(COMPLETION) do completion = completion + (usage[bucket] or 0) end
+  return prompt, completion
 end
 
 --- In the log phase, whatever happened: hands the row over and frees the request. Returns the row.
