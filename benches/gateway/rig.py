@@ -3,9 +3,15 @@
 The gateway has core 0, the mock provider and the load generator share core 1.
 """
 
+import base64
+import dataclasses
+import fcntl
 import json
 import os
 import pathlib
+import re
+import resource
+import secrets
 import shutil
 import signal
 import subprocess
@@ -22,8 +28,11 @@ TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absol
 RESULTS = TARGET / "gateway-bench"
 MOCK = "127.0.0.1:9700"
 PATH = "/v1/chat/completions"
-PORTS = {"bare": 9701, "weir": 9702, "nginx": 9703, "haproxy": 9704}
-WEIR_ADMIN = "127.0.0.1:9712"
+# As many streams as a gateway can have open with 20,000 descriptors, the hard limit of many containers: two each, and a rest.
+STREAMS_MAX = 9_800
+PORTS = {"bare": 9701, "nginx": 9703, "haproxy": 9704}
+# Weirs have two ports each from here on.
+WEIR_PORT = 9720
 
 # scenario: what the load generator is told. {secs} is the time of one measurement.
 SCENARIOS = {
@@ -35,23 +44,23 @@ SCENARIOS = {
     "rate": "--rate 100 --body-kb 1 --secs {secs}",
     "ttft": "--rate 8 --stream --usage --pause-ms 10 --secs {secs}",
     "memory": "--conns 1000 --stream --usage --events 10 --pause-ms 500 --once --warmup 0 --secs 60",
-    "memory10k": "--conns 9500 --stream --usage --events 20 --pause-ms 1000 --once --warmup 0 --secs 60",
+    "memory10k": "--conns 9800 --stream --usage --events 20 --pause-ms 1000 --once --warmup 0 --secs 60",
 }
 
 NGINX = """worker_processes 1;
 daemon off;
 pid {dir}/nginx.pid;
 error_log {dir}/nginx.err warn;
-events {{ worker_connections 19500; }}
+events {{ worker_connections 19800; }}
 http {{
   access_log off;
   client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
   client_max_body_size 16m;
   client_body_buffer_size 1m;
   keepalive_requests 100000000;
-  upstream provider {{ server {mock}; keepalive 9900; keepalive_requests 100000000; }}
+  upstream provider {{ server {mock}; keepalive 10000; keepalive_requests 100000000; }}
   server {{
-    listen 127.0.0.1:{port} backlog=9900;
+    listen 127.0.0.1:{port} backlog=10000;
     location / {{ proxy_pass http://provider; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 600s; }}
   }}
 }}
@@ -68,16 +77,15 @@ defaults
   option http-no-delay
   http-reuse always
 frontend callers
-  bind 127.0.0.1:{port} backlog 9900
+  bind 127.0.0.1:{port} backlog 10000
   default_backend provider
 backend provider
   server mock {mock} maxconn 9900 pool-max-conn -1
 """
 
-WEIR = {
-    "weir.toml": """[listen]
+WEIR = """[listen]
 proxy = ["127.0.0.1:{port}"]
-admin = "{admin}"
+admin = "127.0.0.1:{admin}"
 [limits]
 max_body = "64MiB"
 [store]
@@ -86,25 +94,33 @@ url = "sqlite:weir.db"
 mode = "keys"
 [ledger]
 credit = "0.001"
+[vault]
+master_key = "file:master-key"
+previous_key = "file:previous-master-key"
 [files]
 routing = "routing.toml"
 prices = "prices.toml"
-""",
-    "routing.toml": """[provider.mock]
+"""
+
+PROVIDERS = """[provider.mock]
 kind = "openai-compatible"
 base_url = "http://{mock}/v1"
-key = "file:provider-key"
+key = "{key}"
 [provider.spare]
 kind = "openai-compatible"
-base_url = "http://127.0.0.1:9/v1"
-key = "file:provider-key"
+base_url = "http://{spare}/v1"
+key = "{key}"
 priority = 90
-[model."gpt-4o-mini"]
-targets = [ {{ provider = "mock", model = "gpt-4o-mini" }}, {{ provider = "spare", model = "gpt-4o-mini" }} ]
+"""
+
+MODEL = """[model."{name}"]
+targets = [ {{ provider = "mock", model = "{name}" }}, {{ provider = "spare", model = "{name}" }} ]
 context_window = 400000
 max_output = 16384
-[level.eco]
-models = ["gpt-4o-mini"]
+"""
+
+TIER = """[level.eco]
+models = [{models}]
 cost_multiplier = "0.1"
 [tier.professional]
 rank = 2
@@ -112,17 +128,61 @@ markup = "0.6"
 levels = ["eco"]
 limits = {{ rpm = 1000000000, tpm = 1000000000000, concurrent = 30000 }}
 monthly_cap = "100000000.00"
-""",
-    "prices.toml": """[price."mock/gpt-4o-mini"]
+"""
+
+PRICES = """[price."mock/{name}"]
 input = "0.15"
 cached_input = "0.075"
 output = "0.60"
-[price."spare/gpt-4o-mini"]
+[price."spare/{name}"]
 input = "0.15"
 output = "0.60"
-""",
-    "provider-key": "sk-benchprovider0123456789abcdef0123456789",
-}
+"""
+
+PROVIDER_KEY = "sk-benchprovider0123456789abcdef0123456789"
+
+
+@dataclasses.dataclass
+class Weir:
+    """A weir to measure: a folder, ports, and what its configuration holds."""
+
+    dir: pathlib.Path
+    port: int
+    # None: the one model of the other gateways; else so many, named as the load generator names them.
+    models: int | None = None
+    # The provider's key is in the vault instead of in a file.
+    vault: bool = False
+    # Where the second target is; port 9 is `discard`, where nobody listens.
+    spare: str = "127.0.0.1:9"
+
+    def names(self):
+        return ["gpt-4o-mini"] if self.models is None else [f"bench-{number:05}" for number in range(self.models)]
+
+    def write_routing(self, window=400000):
+        """Writes the hot files. With another `window` than before they differ, so that a reload has something to do."""
+        names = self.names()
+        key = "vault:mock" if self.vault else "file:provider-key"
+        quoted = ", ".join(f'"{name}"' for name in names)
+        routing = PROVIDERS.format(mock=MOCK, spare=self.spare, key=key) + "".join(MODEL.format(name=name) for name in names) + TIER.format(models=quoted)
+        for name, text in (("routing.toml", routing.replace("400000", str(window))), ("prices.toml", "".join(PRICES.format(name=name) for name in names))):
+            # In one step, for a server that watches the file.
+            (self.dir / f"{name}.new").write_text(text)
+            os.replace(self.dir / f"{name}.new", self.dir / name)
+
+    def write(self):
+        self.dir.mkdir(exist_ok=True)
+        text = WEIR.format(port=self.port, admin=self.port + 1)
+        (self.dir / "weir.toml").write_text(text if self.vault else re.sub(r"\[vault\]\n.*\n.*\n", "", text))
+        self.secret("provider-key", PROVIDER_KEY)
+        self.secret("master-key", base64.b64encode(secrets.token_bytes(32)).decode())
+        self.secret("previous-master-key", (self.dir / "master-key").read_text())
+        self.write_routing()
+
+    def secret(self, name, text):
+        path = self.dir / f"{name}.new"
+        path.touch(mode=0o600)
+        path.write_text(text)
+        os.replace(path, self.dir / name)
 
 
 def post(url, headers):
@@ -186,6 +246,15 @@ def prepare(options, systems):
     if "weir" in systems and not os.path.exists(options.weir):
         sys.exit(f"{options.weir} is not there: cargo build --release, or --weir PATH")
     RESULTS.mkdir(parents=True, exist_ok=True)
+    # Two measurements at once would measure each other, and share ports.
+    options.lock = open(pathlib.Path(tempfile.gettempdir()) / "gateway-bench.lock", "w")
+    try:
+        fcntl.flock(options.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("waiting for another measurement to end", file=sys.stderr, flush=True)
+        fcntl.flock(options.lock, fcntl.LOCK_EX)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Rig:
@@ -198,6 +267,7 @@ class Rig:
         self.prefix = ["chrt", "-r", "1"] if options.realtime else []
         self.running = {}
         self.headers = {}
+        self.weirs = {}
         self.mock = None
 
     def __enter__(self):
@@ -215,8 +285,9 @@ class Rig:
             shutil.rmtree(self.dir, ignore_errors=True)
 
     def launch(self, name, core, command):
+        folder = self.weirs[name].dir if name in self.weirs else self.dir
         with open(self.dir / f"{name}.log", "ab") as log:
-            return subprocess.Popen(self.prefix + ["taskset", "-c", str(core)] + [str(part) for part in command], cwd=self.dir, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(self.prefix + ["taskset", "-c", str(core)] + [str(part) for part in command], cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
     def end(self, process):
         if process.poll() is None:
@@ -228,31 +299,41 @@ class Rig:
                 process.wait()
 
     def url(self, system):
+        if system.startswith("weir"):
+            return f"http://127.0.0.1:{self.weir_named(system).port}{PATH}"
         return f"http://{MOCK if system == 'direct' else '127.0.0.1:' + str(PORTS[system])}{PATH}"
+
+    def weir_named(self, system, **settings):
+        """The weir of this name, which begins with `weir`; made, with its key, when it is first asked for."""
+        if system not in self.weirs:
+            made = self.weirs[system] = Weir(self.dir / system, WEIR_PORT + 2 * len(self.weirs), **settings)
+            made.write()
+            if made.vault:
+                self.weir(system, "vault", "set", "mock", stdin=PROVIDER_KEY)
+            key = self.weir(system, "key", "create", "--name", "bench", "--tier", "professional", "--credits", "1000000000", "--json")
+            self.headers[system] = {"authorization": f"Bearer {json.loads(key)['key']}"}
+        return self.weirs[system]
 
     def command(self, system):
         """How a gateway is started; its configuration is written on the way."""
-        fill = {"dir": self.dir, "mock": MOCK, "port": PORTS[system], "admin": WEIR_ADMIN}
+        if system.startswith("weir"):
+            self.weir_named(system)
+            return [self.options.weir, "serve", "--config", "weir.toml"]
         if system == "bare":
             return [self.bin / "bare", f"127.0.0.1:{PORTS['bare']}", MOCK]
+        fill = {"dir": self.dir, "mock": MOCK, "port": PORTS.get(system)}
         if system == "nginx":
             (self.dir / "nginx.conf").write_text(NGINX.format(**fill))
             return ["nginx", "-p", self.dir, "-c", self.dir / "nginx.conf"]
         if system == "haproxy":
             (self.dir / "haproxy.cfg").write_text(HAPROXY.format(**fill))
             return ["haproxy", "-f", self.dir / "haproxy.cfg"]
-        if system == "weir":
-            if "weir" not in self.headers:
-                for name, text in WEIR.items():
-                    (self.dir / name).write_text(text.format(**fill) if name.endswith(".toml") else text)
-                made = self.weir("key", "create", "--name", "bench", "--tier", "professional", "--credits", "1000000000", "--json")
-                self.headers["weir"] = {"authorization": f"Bearer {json.loads(made)['key']}"}
-            return [self.options.weir, "serve", "--config", "weir.toml"]
-        sys.exit(f"unknown system {system}: direct, {', '.join(PORTS)}")
+        sys.exit(f"unknown system {system}: direct, weir, {', '.join(PORTS)}")
 
-    def weir(self, *arguments):
+    def weir(self, system, *arguments, stdin=""):
         """A command of weir's beside the server; its output."""
-        done = subprocess.run([self.options.weir, *arguments, "--config", "weir.toml"], cwd=self.dir, capture_output=True, text=True)
+        command = [self.options.weir, *arguments, "--config", "weir.toml"]
+        done = subprocess.run(command, cwd=self.weir_named(system).dir, input=stdin, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"weir {' '.join(arguments)}: {done.stderr}")
         return done.stdout
@@ -270,7 +351,7 @@ class Rig:
                 break
             try:
                 # A listener that answers at all is up: nothing is sent through yet, so that idle memory can be seen.
-                urllib.request.urlopen(self.url(system).replace(PATH, "/nothing-here") if system == "weir" else self.url(system).rsplit("/v1", 1)[0], timeout=10)
+                urllib.request.urlopen(self.url(system).replace(PATH, "/nothing-here") if system in self.weirs else self.url(system).rsplit("/v1", 1)[0], timeout=10)
                 return
             except urllib.error.HTTPError:
                 return

@@ -1,7 +1,8 @@
 //! A provider that costs far less than any gateway before it: whole answers and event streams, as the request asks.
 //!
-//! `mock LISTEN`. One thread, HTTP/1.1 with keep-alive, OpenAI's chat shape. The first message may begin with
-//! `{{events=100 pause_ms=10}}`: how many content events a stream has, and the pause between them.
+//! `mock LISTEN [--sound]`. One thread, HTTP/1.1 with keep-alive, OpenAI's chat shape. The first message may begin with
+//! `{{events=100 pause_ms=10 fault=none}}`: how many content events a stream has, the pause between them, and what goes wrong
+//! (`s500`, `s429`: that status; `shut`: no answer; `half`: half of it). With `--sound` nothing does.
 //!
 //! Each event is a write of its own, as a provider that generates token by token sends them, and carries in its padding the time
 //! at which it was made, so that the load generator can tell how long it was on its way.
@@ -26,20 +27,42 @@ struct Asked {
     usage: bool,
     events: u32,
     pause: Duration,
+    fault: Fault,
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    /// An error answer in the place of the answer.
+    Status(&'static str),
+    /// The connection closes in the place of the answer.
+    Shut,
+    /// The connection closes in the midst of the answer.
+    Half,
 }
 
 impl Asked {
     fn read(body: &[u8]) -> Asked {
         let body = &body[..body.len().min(SEARCHED_BYTES)];
-        let mut asked =
-            Asked { stream: is_true(body, b"\"stream\""), usage: is_true(body, b"\"include_usage\""), events: 100, pause: Duration::ZERO };
+        let mut asked = Asked {
+            stream: is_true(body, b"\"stream\""),
+            usage: is_true(body, b"\"include_usage\""),
+            events: 100,
+            pause: Duration::ZERO,
+            fault: Fault::None,
+        };
         let Some(at) = memmem::find(body, b"{{") else { return asked };
         let rest = &body[at + 2..];
         let Some(end) = memmem::find(rest, b"}}") else { return asked };
         for word in String::from_utf8_lossy(&rest[..end]).split_whitespace() {
-            match word.split_once('=').map(|(name, value)| (name, value.parse())) {
-                Some(("events", Ok(events))) => asked.events = events,
-                Some(("pause_ms", Ok(pause))) => asked.pause = Duration::from_millis(u64::from(pause)),
+            match word.split_once('=').map(|(name, value)| (name, value, value.parse())) {
+                Some(("events", _, Ok(events))) => asked.events = events,
+                Some(("pause_ms", _, Ok(pause))) => asked.pause = Duration::from_millis(u64::from(pause)),
+                Some(("fault", "s500", _)) => asked.fault = Fault::Status("500 Internal Server Error"),
+                Some(("fault", "s429", _)) => asked.fault = Fault::Status("429 Too Many Requests"),
+                Some(("fault", "shut", _)) => asked.fault = Fault::Shut,
+                Some(("fault", "half", _)) => asked.fault = Fault::Half,
                 _ => {}
             }
         }
@@ -125,7 +148,23 @@ impl Connection {
     }
 
     async fn answer(&mut self, asked: &Asked, whole: &[u8]) -> std::io::Result<()> {
-        if asked.stream { self.stream(asked).await } else { self.socket.write_all(whole).await }
+        match asked.fault {
+            Fault::Status(status) => {
+                let error = r#"{"error":{"message":"as asked","type":"server_error","code":null}}"#;
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nretry-after: 1\r\ncontent-length: {}\r\n\r\n{error}",
+                    error.len()
+                );
+                self.socket.write_all(answer.as_bytes()).await
+            }
+            Fault::Shut => Err(std::io::ErrorKind::Other.into()),
+            Fault::None | Fault::Half if asked.stream => self.stream(asked).await,
+            Fault::None => self.socket.write_all(whole).await,
+            Fault::Half => {
+                self.socket.write_all(&whole[..whole.len() / 2]).await?;
+                Err(std::io::ErrorKind::Other.into())
+            }
+        }
     }
 
     async fn stream(&mut self, asked: &Asked) -> std::io::Result<()> {
@@ -140,6 +179,9 @@ impl Connection {
         for index in 1..=asked.events {
             self.socket.write_all(out.as_bytes()).await?;
             out.clear();
+            if asked.fault == Fault::Half && index > asked.events / 2 {
+                return Err(std::io::ErrorKind::Other.into());
+            }
             if asked.pause.is_zero() {
                 // The others have their turn: a write each, and never one connection alone.
                 tokio::task::yield_now().await;
@@ -218,11 +260,14 @@ fn now_ns() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos())
 }
 
-async fn serve(socket: TcpStream, whole: &'static [u8]) -> std::io::Result<()> {
+async fn serve(socket: TcpStream, whole: &'static [u8], is_sound: bool) -> std::io::Result<()> {
     socket.set_nodelay(true)?;
     let mut connection = Connection { socket, buffer: Vec::with_capacity(4 << 10) };
     loop {
-        let asked = connection.request().await?;
+        let mut asked = connection.request().await?;
+        if is_sound {
+            asked.fault = Fault::None;
+        }
         connection.answer(&asked, whole).await?;
         // A large request's buffer is not kept for the connection's life.
         connection.buffer.shrink_to(1 << 20);
@@ -232,9 +277,10 @@ async fn serve(socket: TcpStream, whole: &'static [u8]) -> std::io::Result<()> {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> std::io::Result<()> {
     let Some(listen) = std::env::args().nth(1) else {
-        eprintln!("usage: mock LISTEN");
+        eprintln!("usage: mock LISTEN [--sound]");
         std::process::exit(2);
     };
+    let is_sound = std::env::args().any(|argument| argument == "--sound");
     let address: std::net::SocketAddr = listen.parse().map_err(std::io::Error::other)?;
     let socket = tokio::net::TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -243,6 +289,6 @@ async fn main() -> std::io::Result<()> {
     let whole: &'static [u8] = whole_answer().leak();
     loop {
         let (socket, _) = listener.accept().await?;
-        tokio::spawn(serve(socket, whole));
+        tokio::spawn(serve(socket, whole, is_sound));
     }
 }

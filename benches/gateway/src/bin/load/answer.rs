@@ -45,6 +45,7 @@ pub struct Answer {
     content: u32,
     finished: bool,
     usage: bool,
+    error_event: bool,
     end_mark: bool,
     is_stream: bool,
     /// When things happened.
@@ -65,6 +66,7 @@ impl Answer {
             content: 0,
             finished: false,
             usage: false,
+            error_event: false,
             end_mark: false,
             is_stream: false,
             times: Times::default(),
@@ -199,10 +201,18 @@ impl Answer {
                 self.times.transit_us.push((now_ns.saturating_sub(made_ns) / 1000) as u32);
             }
             self.times.first_event.get_or_insert_with(Instant::now);
+        } else if data.starts_with(b"{\"error\"") {
+            self.error_event = true;
         } else {
             self.finished |= memmem::find(data, b"\"stop\"").is_some();
             self.usage |= memmem::find(data, b"\"completion_tokens\"").is_some();
         }
+    }
+
+    /// Whether the finished answer tells its reader that something failed: an error status, or a stream that ends in an error
+    /// event and without its end mark.
+    pub fn shows_fault(&self) -> bool {
+        if self.is_stream { self.error_event && !self.end_mark } else { self.status >= 400 }
     }
 
     /// Says what is wrong with the finished answer.
@@ -251,6 +261,21 @@ mod tests {
     fn answers_cut_anywhere() {
         check(WHOLE, Expected::Whole);
         check(STREAM, Expected::Stream { events: 1, usage: false });
+    }
+
+    #[test]
+    fn a_fault_shows_by_status_or_by_error_event() {
+        let finished = |bytes: &[u8]| {
+            let mut answer = Answer::new();
+            answer.feed(bytes).unwrap();
+            assert!(answer.is_done());
+            answer.shows_fault()
+        };
+        assert!(!finished(WHOLE) && !finished(STREAM));
+        assert!(finished(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 2\r\n\r\n{}"));
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert!(finished(format!("{head}13\r\ndata: {{\"error\":1}}\n\n\r\n0\r\n\r\n").as_bytes()));
+        assert!(!finished(format!("{head}21\r\ndata: {{\"error\":1}}\n\ndata: [DONE]\n\n\r\n0\r\n\r\n").as_bytes()));
     }
 
     #[test]

@@ -2,13 +2,17 @@
 //!
 //! Closed loop with `--conns N` (each connection asks again as soon as it has its answer), open loop with `--rate N` (requests
 //! are due at fixed times, and a latency counts from when its request was due, so that a stall cannot hide). Every answer is
-//! checked. With `--pid` the processor time and memory of that process and its descendants are in the report, which is one line of
+//! checked. `--models N` and `--keys FILE` draw each request's model (`bench-00000` to N-1) and caller's key from a set.
+//! `--reconnect`, `--hangup` and `--faults` give the closed loop's requests, in percent, a new connection, a caller that leaves
+//! after the first bytes of the answer, and a fault of the provider. With `--pid` the processor time and memory of that process and its descendants are in the report, which is one line of
 //! JSON on stdout.
 
 mod answer;
 mod process;
+mod request;
 
 use answer::{Answer, Expected};
+use request::{Dice, Fault, Request};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +26,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const OPEN_LOOP_THREADS: usize = 32;
 /// The open loop sleeps until this long before a request is due and spins the rest: a sleep ends up to 60 µs late.
 const SPIN: Duration = Duration::from_micros(150);
+/// How much of a processor may go to that.
+const SPIN_SHARE_MAX: f64 = 0.2;
+/// The connection ended before the answer did.
+const CUT_OFF: &str = "cut off";
 /// How often memory is looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
 
@@ -39,12 +47,28 @@ struct Options {
     warmup: Duration,
     /// One answer a connection, all begun at once: the memory of open streams.
     once: bool,
+    /// How many models requests are drawn from; 0: always `model`.
+    models: usize,
+    /// The callers' keys requests are drawn from, all of one length.
+    keys: Vec<String>,
+    churn: Churn,
     pid: Option<u32>,
+}
+
+/// Of a hundred requests, how many…
+#[derive(Clone, Copy, Default)]
+struct Churn {
+    /// …come on a connection of their own,
+    reconnect: u64,
+    /// …are left by their caller once the answer begins,
+    hangup: u64,
+    /// …meet a provider's fault.
+    faults: u64,
 }
 
 fn usage(what: &str) -> ! {
     eprintln!(
-        "load: {what}\nusage: load --url URL (--conns N | --rate N) [--header 'name: value']… [--model M] [--body-kb N] [--stream] [--usage]\n            [--events N] [--pause-ms N] [--secs N] [--warmup N] [--once] [--pid PID]"
+        "load: {what}\nusage: load --url URL (--conns N | --rate N) [--header 'name: value']… [--model M] [--body-kb N] [--stream] [--usage]\n            [--events N] [--pause-ms N] [--secs N] [--warmup N] [--once] [--pid PID]\n            [--models N] [--keys FILE] [--reconnect %] [--hangup %] [--faults %]"
     );
     std::process::exit(2)
 }
@@ -64,6 +88,9 @@ impl Options {
             time: Duration::from_secs(3),
             warmup: Duration::from_secs(1),
             once: false,
+            models: 0,
+            keys: Vec::new(),
+            churn: Churn::default(),
             pid: None,
         };
         let (mut stream, mut usage_asked, mut events) = (false, false, 100);
@@ -95,6 +122,23 @@ impl Options {
                 "--secs" => options.time = Duration::from_secs_f64(number(value())),
                 "--warmup" => options.warmup = Duration::from_secs_f64(number(value())),
                 "--once" => options.once = true,
+                "--models" => {
+                    options.models = number(value());
+                    options.model = request::model(0);
+                }
+                "--keys" => {
+                    let file = value();
+                    let text = std::fs::read_to_string(&file).unwrap_or_else(|error| usage(&format!("{file}: {error}")));
+                    options.keys = text.lines().map(str::to_owned).collect();
+                    let first = options.keys.first().unwrap_or_else(|| usage(&format!("{file} is empty")));
+                    if options.keys.iter().any(|key| key.len() != first.len()) {
+                        usage(&format!("{file}: keys of one length"));
+                    }
+                    options.headers += &format!("authorization: Bearer {first}\r\n");
+                }
+                "--reconnect" => options.churn.reconnect = number(value()),
+                "--hangup" => options.churn.hangup = number(value()),
+                "--faults" => options.churn.faults = number(value()),
                 "--pid" => options.pid = Some(number(value())),
                 _ => usage(&format!("what is {name}?")),
             }
@@ -107,47 +151,6 @@ impl Options {
         }
         options
     }
-
-    /// The request, head and body, ready to be written.
-    fn request(&self) -> Vec<u8> {
-        let body = self.body();
-        let mut request = format!(
-            "POST {} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\naccept: application/json, text/event-stream\r\nuser-agent: load/1\r\n{}content-length: {}\r\n\r\n",
-            self.path,
-            self.address,
-            self.headers,
-            body.len()
-        );
-        request.push_str(&body);
-        request.into_bytes()
-    }
-
-    /// A conversation of about `body_kb` KiB in turns of about a KiB, with escapes and text beyond ASCII as real ones have.
-    fn body(&self) -> String {
-        const TURN: &str = r#"The reading at gauge 7 was \"2.31 m\",\nrising; Zufluss über dem Mittel (≈ 14 m³/s) — 水位 normal. "#;
-        let (stream, wishes) = match self.expected {
-            Expected::Whole => (String::new(), String::new()),
-            Expected::Stream { events, usage } => (
-                format!(r#""stream":true,{}"#, if usage { r#""stream_options":{"include_usage":true},"# } else { "" }),
-                format!("{{{{events={events} pause_ms={}}}}} ", self.pause_ms),
-            ),
-        };
-        let mut body = format!(
-            r#"{{"model":"{}","temperature":0.3,"max_tokens":300,{stream}"messages":[{{"role":"system","content":"{wishes}You watch a river."}}"#,
-            self.model
-        );
-        let size = self.body_kb << 10;
-        let last = r#",{"role":"user","content":"And now?"}]}"#;
-        for role in ["user", "assistant"].into_iter().cycle() {
-            let room = size.saturating_sub(body.len() + last.len() + 32);
-            let turns = (room / TURN.len()).min(9);
-            if turns == 0 {
-                break;
-            }
-            body += &format!(r#",{{"role":"{role}","content":"{}"}}"#, TURN.repeat(turns));
-        }
-        body + last
-    }
 }
 
 /// What one worker saw.
@@ -157,6 +160,10 @@ struct Seen {
     first_event_us: Vec<f64>,
     transit_us: Vec<f64>,
     errors: Vec<String>,
+    /// Answers left unread on purpose.
+    hangups: usize,
+    /// Faults of the provider that the caller saw, as it should: an error, or an answer that visibly broke off.
+    faults_shown: usize,
 }
 
 impl Seen {
@@ -172,13 +179,22 @@ impl Seen {
         self.first_event_us.extend(other.first_event_us);
         self.transit_us.extend(other.transit_us);
         self.errors.extend(other.errors);
+        self.hangups += other.hangups;
+        self.faults_shown += other.faults_shown;
     }
 }
 
 /// Streams that have shown their first event, for the memory of open streams.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
-async fn ask(socket: &mut Option<tokio::net::TcpStream>, options: &Options, request: &[u8], buffer: &mut [u8]) -> Result<Answer, String> {
+/// `leaves`: the caller is gone after the first bytes, and the answer is not whole.
+async fn ask(
+    socket: &mut Option<tokio::net::TcpStream>,
+    options: &Options,
+    request: &[u8],
+    buffer: &mut [u8],
+    leaves: bool,
+) -> Result<Answer, String> {
     let text = |error: std::io::Error| error.to_string();
     let stream = match socket {
         Some(stream) => stream,
@@ -193,8 +209,11 @@ async fn ask(socket: &mut Option<tokio::net::TcpStream>, options: &Options, requ
     let mut is_open = false;
     while !answer.is_done() {
         match stream.read(buffer).await.map_err(text)? {
-            0 => return Err("cut off".into()),
+            0 => return Err(CUT_OFF.into()),
             count => answer.feed(&buffer[..count])?,
+        }
+        if leaves {
+            break;
         }
         if !is_open && answer.times.first_event.is_some() {
             is_open = true;
@@ -204,16 +223,33 @@ async fn ask(socket: &mut Option<tokio::net::TcpStream>, options: &Options, requ
     Ok(answer)
 }
 
-async fn worker(options: Arc<Options>, request: Arc<Vec<u8>>, until: Instant, after: Duration) -> Seen {
+async fn worker(options: Arc<Options>, request: Request, index: usize, until: Instant, after: Duration) -> Seen {
     tokio::time::sleep(after).await;
     let mut seen = Seen::default();
     let mut socket = None;
+    let mut dice = Dice::new(index);
+    let (mut request, churn) = (request, options.churn);
     // The memory scenario has thousands of these.
     let mut buffer = vec![0; if options.once { 4 << 10 } else { 32 << 10 }];
     while Instant::now() < until {
+        let fault = dice.percent(churn.faults).then(|| Fault::ALL[dice.below(Fault::ALL.len())]);
+        let leaves = dice.percent(churn.hangup);
+        if dice.percent(churn.reconnect) {
+            socket = None;
+        }
+        request.draw(&options, &mut dice, fault);
         let from = Instant::now();
-        let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask(&mut socket, &options, &request, &mut buffer)).await;
+        let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask(&mut socket, &options, request.bytes(), &mut buffer, leaves)).await;
         match asked.unwrap_or_else(|_| Err("no whole answer in time".into())) {
+            Ok(_) if leaves => {
+                socket = None;
+                seen.hangups += 1;
+            }
+            // Another provider's answer, whole and right, or a fault that shows: never an answer that looks whole and is not.
+            Ok(answer) if fault.is_some() && answer.shows_fault() => {
+                socket = None;
+                seen.faults_shown += 1;
+            }
             Ok(answer) => {
                 if !answer.keeps_connection() {
                     socket = None;
@@ -222,8 +258,12 @@ async fn worker(options: Arc<Options>, request: Arc<Vec<u8>>, until: Instant, af
             }
             Err(error) => {
                 socket = None;
-                seen.errors.push(error);
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                if fault.is_some() && error == CUT_OFF {
+                    seen.faults_shown += 1;
+                } else {
+                    seen.errors.push(error);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
             }
         }
         if options.once {
@@ -233,7 +273,7 @@ async fn worker(options: Arc<Options>, request: Arc<Vec<u8>>, until: Instant, af
     seen
 }
 
-fn closed_loop(options: &Arc<Options>, request: &Arc<Vec<u8>>, time: Duration) -> Seen {
+fn closed_loop(options: &Arc<Options>, request: &Request, time: Duration) -> Seen {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { usage("no runtime") };
     runtime.block_on(async {
         let until = Instant::now() + time;
@@ -241,7 +281,7 @@ fn closed_loop(options: &Arc<Options>, request: &Arc<Vec<u8>>, time: Duration) -
         for index in 0..options.conns {
             // Paced streams begin spread over one pause: in step they would share the gateway's wake-ups.
             let after = Duration::from_millis(options.pause_ms * index as u64 / options.conns as u64);
-            workers.spawn(worker(options.clone(), request.clone(), until, after));
+            workers.spawn(worker(options.clone(), request.clone(), index, until, after));
         }
         let mut all = Seen::default();
         while let Some(seen) = workers.join_next().await {
@@ -269,35 +309,39 @@ fn ask_blocking(socket: &mut Option<std::net::TcpStream>, options: &Options, req
     let mut answer = Answer::new();
     while !answer.is_done() {
         match stream.read(buffer).map_err(text)? {
-            0 => return Err("cut off".into()),
+            0 => return Err(CUT_OFF.into()),
             count => answer.feed(&buffer[..count])?,
         }
     }
     Ok(answer)
 }
 
-fn open_loop(options: &Arc<Options>, request: &Arc<Vec<u8>>, time: Duration) -> Seen {
+fn open_loop(options: &Arc<Options>, request: &Request, time: Duration) -> Seen {
     let begun = Instant::now() + Duration::from_millis(5);
     let count = (options.rate * time.as_secs_f64()) as u64;
     let next = Arc::new(AtomicU64::new(0));
+    // At a high rate spinning would take the processor that mock and load share; sleeping alone is a little late each time.
+    let spin = if SPIN.as_secs_f64() * options.rate < SPIN_SHARE_MAX { SPIN } else { Duration::ZERO };
     let threads: Vec<_> = (0..OPEN_LOOP_THREADS)
-        .map(|_| {
-            let (options, request, next) = (options.clone(), request.clone(), next.clone());
+        .map(|index| {
+            let (options, mut request, next) = (options.clone(), request.clone(), next.clone());
             std::thread::spawn(move || {
                 let mut seen = Seen::default();
                 let mut socket = None;
                 let mut buffer = vec![0; 32 << 10];
+                let mut dice = Dice::new(index);
                 loop {
+                    request.draw(&options, &mut dice, None);
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     if index >= count {
                         return seen;
                     }
                     let due = begun + Duration::from_secs_f64(index as f64 / options.rate);
-                    std::thread::sleep((due - SPIN).saturating_duration_since(Instant::now()));
+                    std::thread::sleep((due - spin).saturating_duration_since(Instant::now()));
                     while Instant::now() < due {
                         std::hint::spin_loop();
                     }
-                    match ask_blocking(&mut socket, &options, &request, &mut buffer) {
+                    match ask_blocking(&mut socket, &options, request.bytes(), &mut buffer) {
                         Ok(answer) => {
                             if !answer.keeps_connection() {
                                 socket = None;
@@ -357,12 +401,12 @@ fn quantiles(name: &str, values: &mut [f64]) -> String {
     }
     values.sort_unstable_by(f64::total_cmp);
     let at = |part: f64| values[((values.len() as f64 * part).ceil() as usize).clamp(1, values.len()) - 1];
-    format!(r#","{name}":{{"p50":{:.1},"p99":{:.1},"max":{:.1}}}"#, at(0.5), at(0.99), at(1.0))
+    format!(r#","{name}":{{"p50":{:.1},"p99":{:.1},"p999":{:.1},"max":{:.1}}}"#, at(0.5), at(0.99), at(0.999), at(1.0))
 }
 
 fn main() {
     let options = Arc::new(Options::parse());
-    let request = Arc::new(options.request());
+    let request = Request::new(&options);
     let run = |time: Duration| if options.conns > 0 { closed_loop(&options, &request, time) } else { open_loop(&options, &request, time) };
     if !options.warmup.is_zero() {
         run(options.warmup);
@@ -376,10 +420,12 @@ fn main() {
     let seconds = begun.elapsed().as_secs_f64();
     let answers = seen.latency_us.len();
     let mut report = format!(
-        r#"{{"answers":{answers},"seconds":{seconds:.3},"per_second":{:.1},"request_bytes":{},"errors":{}"#,
+        r#"{{"answers":{answers},"seconds":{seconds:.3},"per_second":{:.1},"request_bytes":{},"errors":{},"hangups":{},"faults_shown":{}"#,
         answers as f64 / seconds,
-        request.len(),
-        seen.errors.len()
+        request.bytes().len(),
+        seen.errors.len(),
+        seen.hangups,
+        seen.faults_shown
     );
     if let Some((pids, watcher)) = watched {
         let cpu_us = process::cpu_ns(&pids).saturating_sub(cpu_before) as f64 / 1e3;
