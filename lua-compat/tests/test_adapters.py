@@ -54,16 +54,16 @@ class Adapter:
         head = f"load_module {modules}/ndk_http_module.so;\nload_module {modules}/ngx_http_lua_module.so;\nworker_processes 1;\nuser root;\ndaemon off;\npid {cls.folder}/pid;\nerror_log {cls.folder}/error.log info;\n"
         (cls.folder / "nginx.conf").write_text(head + conf)
         cls.nginx = subprocess.Popen(["nginx", "-p", str(cls.folder), "-c", str(cls.folder / "nginx.conf")], stderr=subprocess.DEVNULL)
-        until = time.monotonic() + DEADLINE
-        while True:
+        until, status = time.monotonic() + DEADLINE, None
+        while status is None and time.monotonic() < until and cls.nginx.poll() is None:
             try:
-                cls.request("/strict")
-                break
+                status = cls.request("/strict")[0]
             except OSError:
-                if time.monotonic() > until or cls.nginx.poll() is not None:
-                    log = cls.folder / "error.log"
-                    raise RuntimeError(log.read_text() if log.exists() else "nginx did not start")
                 time.sleep(0.05)
+        if status != 200:
+            cls.nginx.kill()
+            log = cls.folder / "error.log"
+            raise RuntimeError(log.read_text()[:4000] if log.exists() else "nginx did not start")
 
     @classmethod
     def attributes(cls):
@@ -241,8 +241,8 @@ class Adapter:
         self.assertEqual(len(said), 3)
         self.assertIn("there is no", said[0])
         self.assertIn("set_everything", said[0])
-        self.assertRegex(said[1], "may not be called in balancer|too late")
-        self.assertIn("expected", said[2])
+        self.assertRegex(said[1], "called in balancer|too late")
+        self.assertRegex(said[2], "expected|must be")
 
     def takes(self, config, path="/schema"):
         return self.request(path, json.dumps(config), JSON)[2].decode()
@@ -259,7 +259,7 @@ class Kong(Adapter, unittest.TestCase):
         self.assertEqual((said["weir"]["usage"]["input"], said["weir"]["provider"]), (7, "one"))
 
     def test_the_node_is_away(self):
-        status, _, body = self.chat("plain", path="/away/v1/chat/completions")
+        status, _, body = self.chat("plain", path="/away")
         self.assertEqual((status, self.one.seen), (503, []), body)
         self.assertIn("message", json.loads(body)["error"])
 

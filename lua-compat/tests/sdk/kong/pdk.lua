@@ -93,7 +93,7 @@ return strict("kong", {
   request = strict("kong.request", {
     get_path = function()
       check(LATER .. " rewrite balancer", "get_path")
-      return (ngx.var.uri)
+      return (ngx.var.request_uri:gsub("%?.*$", ""))
     end,
   }),
   response = strict("kong.response", {
@@ -128,8 +128,9 @@ return strict("kong", {
     set_serialize_value = function(key, value)
       check("rewrite access header_filter response body_filter log", "set_serialize_value")
       argument(key, "string", "key")
-      ngx.ctx.serialized = ngx.ctx.serialized or {}
-      ngx.ctx.serialized[key] = value
+      local values = ngx.ctx.serialize_values or {}
+      ngx.ctx.serialize_values = values
+      values[#values + 1] = { key = key, value = value }
     end,
   }),
   dns = strict("kong.dns", {

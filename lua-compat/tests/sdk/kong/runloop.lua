@@ -5,16 +5,23 @@ local cjson = require "cjson.safe"
 
 local _M = {}
 
-local handler, check_schema
+local handler, check_schema, phases
 -- error_page begins with an empty ngx.ctx; Kong keeps a reference.
 local contexts = {}
 _M.configs = {}
 
 --- In init_worker. `given`: a configuration for each name.
 function _M.init_worker(given)
-  rawset(_G, "kong", require "pdk")
-  handler = require "kong.plugins.weir.handler"
+  local tree, pdk = os.getenv "KONG_SRC", require "pdk"
+  phases = setmetatable({}, { __index = function(_, name) return name end })
   check_schema = require "schema"
+  if tree then
+    local sources = require "sources"
+    sources.use(tree)
+    pdk, phases, check_schema = sources.pdk(pdk), sources.phases(), sources.check_schema
+  end
+  rawset(_G, "kong", pdk)
+  handler = require "kong.plugins.weir.handler"
   local schema = require "kong.plugins.weir.schema"
   local list = {}
   for name, config in pairs(given) do
@@ -43,7 +50,8 @@ end
 function _M.access()
   local ctx, var = ngx.ctx, ngx.var
   contexts[var.ctx_ref] = ctx
-  ctx.KONG_PHASE, ctx.config, ctx.ai_proxy = "access", _M.configs[var.route], _M.ai_proxy[var.route]
+  ctx.KONG_PHASE, ctx.config, ctx.ai_proxy = phases.access, _M.configs[var.route], _M.ai_proxy[var.route]
+  ctx.KONG_NAMESPACES = { plugin = ctx.config }
   ctx.balancer_data = { host = "llm.invalid", port = 80, try_count = 0, retries = 5, timeouts = { 60000, 60000, 60000 } }
   var.upstream_scheme, var.upstream_uri = "http", var.uri
   local consumer = var.http_x_consumer
@@ -67,7 +75,7 @@ end
 
 function _M.balancer()
   local ctx = ngx.ctx
-  ctx.KONG_PHASE = "balancer"
+  ctx.KONG_PHASE = phases.balancer
   local data = ctx.balancer_data
   data.try_count = data.try_count + 1
   if data.try_count == 1 then
@@ -91,24 +99,24 @@ function _M.balancer()
 end
 
 function _M.header_filter()
-  ngx.ctx.KONG_PHASE = "header_filter"
+  ngx.ctx.KONG_PHASE = phases.header_filter
   handler:header_filter(config())
 end
 
 function _M.body_filter()
-  ngx.ctx.KONG_PHASE = "body_filter"
+  ngx.ctx.KONG_PHASE = phases.body_filter
   if ngx.ctx.ai_proxy then ngx.ctx.ai_proxy.body_filter() end
   handler:body_filter(config())
 end
 
 function _M.log()
   local ctx = ngx.ctx
-  ctx.KONG_PHASE = "log"
+  ctx.KONG_PHASE = phases.log
   handler:log(config())
   contexts[ngx.var.ctx_ref] = nil
-  if ctx.serialized then
+  for _, entry in ipairs(ctx.serialize_values or {}) do
     local file = assert(io.open(_M.serialized, "a"))
-    file:write(cjson.encode(ctx.serialized), "\n")
+    file:write(cjson.encode { [entry.key] = entry.value }, "\n")
     file:close()
   end
 end
@@ -116,7 +124,7 @@ end
 --- The page Kong shows for an error that nginx found.
 function _M.error()
   ngx.ctx = contexts[ngx.var.ctx_ref] or {}
-  ngx.ctx.KONG_PHASE, ngx.ctx.KONG_UNEXPECTED = "error", true
+  ngx.ctx.KONG_PHASE, ngx.ctx.KONG_UNEXPECTED = phases.error, true
   return kong.response.exit(ngx.status, '{"message":"An error of Kong\'s own"}', { ["Content-Type"] = "application/json" })
 end
 
@@ -134,7 +142,7 @@ function _M.strict()
     ngx.print(tostring(why), "\n")
   end
   says(function() return kong.service.request.set_everything end)
-  ngx.ctx.KONG_PHASE = "balancer"
+  ngx.ctx.KONG_PHASE = phases.balancer
   says(kong.service.request.set_raw_query, "")
   says(kong.service.set_target, "host", "80")
 end

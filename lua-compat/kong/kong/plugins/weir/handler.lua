@@ -69,7 +69,9 @@ local function send_to(held, step)
     if not body then return nil, why end
     request.set_raw_body(body)
   end
-  request.set_scheme(step.scheme)
+  -- In the balancer this also turns TLS on or off: only where it has to be.
+  if held.scheme ~= step.scheme then request.set_scheme(step.scheme) end
+  held.scheme = step.scheme
   kong.service.set_target(step.host, step.port)
   -- set_target makes the bare host the Host header and the name to check the certificate against; the port belongs to the first.
   request.set_header("host", step.authority)
