@@ -1,18 +1,18 @@
 """weir's plugins for Kong and APISIX inside real nginx, called in the phases in which those systems call them, against strict
-stand-ins of their kits. The upstreams are the scripted providers of test_nginx."""
+stand-ins of their kits, and OpenResty's dynamic peers. The upstreams are the scripted providers of test_nginx."""
 import http.client, json, os, pathlib, shutil, signal, subprocess, tempfile, time, unittest
 from test_nginx import CHUNKS, DEADLINE, DONE, FINISH, LIBRARY, USAGE, WHOLE, Provider, free_port
 
 HERE = pathlib.Path(__file__).resolve().parent
-SECRETS = {name: f"sk-{name}-{letter * 16}" for name, letter in (("one", "a"), ("two", "b"), ("dead", "d"), ("denied", "e"), ("elsewhere", "f"))}
+SECRETS = {name: f"sk-{name}-{letter * 16}" for name, letter in (("one", "a"), ("two", "b"), ("dead", "d"), ("denied", "e"), ("elsewhere", "f"), ("nowhere", "g"))}
 JSON = {"content-type": "application/json", "authorization": "Bearer wk_client", "cookie": "a=b"}
 STREAM = b"".join(CHUNKS) + FINISH + DONE
 
 
-class Adapter:
-    """What both adapters have to do. The subclasses say which."""
+class Proxy:
+    """nginx as one of the systems has it, and two providers."""
 
-    system = None
+    system, version = None, 10027
 
     @classmethod
     def setUpClass(cls):
@@ -25,14 +25,14 @@ class Adapter:
         cls.port, dead = free_port(), free_port()
         bases = {"one": f"http://127.0.0.1:{cls.one.port}/v1", "two": f"http://localhost:{cls.two.port}/v1", "dead": f"http://127.0.0.1:{dead}/v1",
                  # The second is at the same place by another path; the first has a key of its own, for it cools down when it is denied.
-                 "denied": f"http://127.0.0.1:{cls.one.port}/v1", "elsewhere": f"http://localhost:{cls.two.port}/elsewhere/v1"}
+                 "denied": f"http://127.0.0.1:{cls.one.port}/v1", "nowhere": "http://nowhere.invalid/v1", "elsewhere": f"http://localhost:{cls.two.port}/elsewhere/v1"}
         routing = "[retry]\nmax_attempts = 5\ncooldown = \"1s\"\n"
         for name, base in bases.items():
             (cls.folder / f"key-{name}").write_text(SECRETS[name])
             routing += f'[provider.{name}]\nkind = "openai-compatible"\nbase_url = "{base}"\nkey = "file:{cls.folder}/key-{name}"\n'
         targets = {
             "plain": ["one"], "slow": ["one"], "endless": ["one"], "fails-429": ["one", "two"], "fails-503": ["one", "two"], "unreachable": ["dead", "two"],
-            "lost": ["dead"], "denied-401": ["denied", "two"], "bad-400": ["one"], "exhausted-503": ["one", "two"], "moved-503": ["one", "elsewhere"],
+            "lost": ["dead"], "denied-401": ["denied", "two"], "bad-400": ["one"], "exhausted-503": ["one", "two"], "moved-503": ["one", "elsewhere"], "nowhere": ["nowhere", "one"],
         }
         for model, providers in targets.items():
             # One name at every target: stock nginx sends the first attempt's body again.
@@ -46,7 +46,7 @@ class Adapter:
         libraries.mkdir()
         (libraries / "libweir.so").symlink_to(LIBRARY)
         conf = (HERE / "sdk" / f"{cls.system}.conf").read_text()
-        for mark, value in {"HERE": HERE, "LIB": HERE.parent, "CPATH": libraries, "FOLDER": cls.folder, "PORT_TWO": cls.two.port, "PORT": cls.port, "ATTR": cls.attributes()}.items():
+        for mark, value in {"HERE": HERE, "LIB": HERE.parent, "CPATH": libraries, "FOLDER": cls.folder, "PORT_TWO": cls.two.port, "PORT": cls.port, "VERSION": cls.version}.items():
             conf = conf.replace(f"@{mark}@", str(value))
         modules = os.environ.get("WEIR_NGINX_MODULES", "/usr/lib/nginx/modules")
         temporary = "".join(f"    {kind}_temp_path {cls.folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
@@ -64,10 +64,6 @@ class Adapter:
             cls.nginx.kill()
             log = cls.folder / "error.log"
             raise RuntimeError(log.read_text()[:4000] if log.exists() else "nginx did not start")
-
-    @classmethod
-    def attributes(cls):
-        return ""
 
     @classmethod
     def tearDownClass(cls):
@@ -108,8 +104,15 @@ class Adapter:
     def row(self, headers):
         return self.wait_for("rows.*", lambda row: row["request_id"] == headers["x-request-id"])
 
+    def takes(self, config, path="/schema"):
+        return self.request(path, json.dumps(config), JSON)[2].decode()
+
     def error_log(self):
         return (self.folder / "error.log").read_text()
+
+
+class Adapter(Proxy):
+    """What the plugins for Kong and for APISIX both have to do."""
 
     def test_a_whole_answer_passes_and_is_counted(self):
         status, headers, body = self.chat("plain", headers={"x-consumer": "acme"})
@@ -244,9 +247,6 @@ class Adapter:
         self.assertRegex(said[1], "called in balancer|too late")
         self.assertRegex(said[2], "expected|must be")
 
-    def takes(self, config, path="/schema"):
-        return self.request(path, json.dumps(config), JSON)[2].decode()
-
 
 class Kong(Adapter, unittest.TestCase):
     system = "kong"
@@ -300,6 +300,44 @@ class Apisix(Adapter, unittest.TestCase):
         for field, config in {"node": {"node": "127.0.0.1:80"}, "journal": {"journal": "rows"}, "credit": {"credit": "x"}, "remember_s": {"remember_s": 0}, "library": {"library": "/x.so"}}.items():
             self.assertIn(field, self.takes({**self.FILES, **config}, "/schema?of=attr"))
         self.assertIn("routing", self.takes({"prices": "/p"}, "/schema?of=attr"))
+
+
+class DynamicPeers(Proxy, unittest.TestCase):
+    """One upstream for all providers, where ngx_lua names the host of a connection. Debian's is older: the balancer is a stand-in."""
+
+    system = "openresty"
+
+    def test_each_attempt_names_its_host(self):
+        status, headers, body = self.chat("fails-503")
+        self.assertEqual((status, headers["x-provider-used"], body), (200, "two", WHOLE), self.error_log()[-2000:])
+        for provider, name, host in ((self.one, "one", "127.0.0.1"), (self.two, "two", "localhost")):
+            seen = provider.seen[-1]
+            self.assertEqual((seen["authorization"], seen["host"]), ("Bearer " + SECRETS[name], f"{host}:{provider.port}"))
+            self.assertIn(f"kept for 127.0.0.1 {provider.port} {host}", self.error_log())
+
+    def test_an_address_is_asked_for_once_in_its_time(self):
+        self.chat("moved-503")
+        asked = self.request("/strict")[2]
+        for _ in range(3):
+            self.chat("moved-503")
+        self.assertEqual((self.request("/strict")[2], self.two.seen[-1]["path"]), (asked, "/elsewhere/v1/chat/completions"))
+        self.assertGreaterEqual(int(asked), 1)
+
+    def test_a_provider_without_an_address_is_passed_over(self):
+        status, headers, _ = self.chat("nowhere")
+        self.assertEqual((status, headers["x-provider-used"]), (200, "one"), self.error_log()[-2000:])
+        self.assertIn("no address of nowhere.invalid", self.error_log())
+
+
+class DynamicPeersTooOld(Proxy, unittest.TestCase):
+    """Debian's ngx_lua would take the host and ignore it."""
+
+    system, version = "openresty", 10023
+
+    def test_it_is_refused_with_the_reason(self):
+        status, _, body = self.chat("plain")
+        self.assertEqual((status, self.one.seen), (500, []), body)
+        self.assertIn("needs ngx_lua 0.10.27 or later, this is 0.10.23: use an upstream block for each provider", self.error_log())
 
 
 if __name__ == "__main__":

@@ -1,24 +1,26 @@
 --- The phases of a request in stock nginx with ngx_lua; see nginx/nginx.conf for how they are wired.
 --
 -- One upstream block a provider, named weir_<provider>, so that no two hosts share kept connections: nginx 1.22 tells TLS
--- connections apart by address alone. A retry goes through error_page to a named location, where the upstream request is made
+-- connections apart by address alone. Or, where ngx_lua can tell them apart by host, one block weir_peers for all. A retry goes through error_page to a named location, where the upstream request is made
 -- anew: no provider sees another's key or Host.
 
+local weir_peers = require "resty.weir.peers"
 local weir_worker = require "resty.weir.worker"
 
 local _M = {}
 
-local worker, caller
+local worker, caller, nameservers
 local open = {}
 
 local log = weir_worker.log
 
---- In init_worker_by_lua. `given`: what resty.weir.worker opens with, and caller (a function that returns the account and tier of
--- this request where nginx knows them).
+--- In init_worker_by_lua. `given`: what resty.weir.worker opens with, caller (a function that returns the account and tier of this
+-- request where nginx knows them), and peers = "dynamic" with nameservers (a list of addresses) for the block weir_peers.
 function _M.init(given)
   caller = given.caller
-  local why
-  worker, why = weir_worker.open(given)
+  nameservers = given.peers == "dynamic" and (given.nameservers or {}) or nil
+  local why = nameservers and weir_peers.why_not()
+  if not why then worker, why = weir_worker.open(given) end
   if not worker then log(ngx.EMERG, why) end
 end
 
@@ -49,8 +51,15 @@ local function send_to(held, step)
     if not body then return broken(why) end
     ngx.req.set_body_data(body)
   end
+  local upstream = "weir_" .. step.provider
+  if nameservers then
+    local address, why = weir_peers.address(step.host, nameservers)
+    -- Without an address the balancer fails, and the attempt with it.
+    if not address then log(ngx.WARN, "no address of ", step.host, ": ", why) end
+    held.peer, upstream = address and { address = address, port = step.port, host = step.host }, "weir_peers"
+  end
   local var = ngx.var
-  var.weir_scheme, var.weir_upstream, var.weir_uri = step.scheme, "weir_" .. step.provider, step.uri
+  var.weir_scheme, var.weir_upstream, var.weir_uri = step.scheme, upstream, step.uri
   var.weir_host, var.weir_name = step.authority, step.host
 end
 
@@ -68,6 +77,16 @@ function _M.access()
   open[id] = held
   if not step then return broken(failure) end
   return send_to(held, step)
+end
+
+--- balancer_by_lua of the upstream weir_peers.
+function _M.balancer()
+  local held = open[ngx.var.weir_id]
+  local ok, why = nil, "no address"
+  if held and held.peer then ok, why = weir_peers.connect(held.peer) end
+  if ok then return end
+  log(ngx.ERR, why)
+  return ngx.exit(502)
 end
 
 --- access_by_lua of @weir_next.
