@@ -15,9 +15,10 @@ local kong = kong
 local ngx = ngx
 
 -- Per request control of retries, and with it a proxy module that reads the URI again when a request is made anew. Older releases of
--- Kong retry after a lost connection only, and only what the first attempt would have sent.
+-- Kong retry after a lost connection only, and only what the first attempt would have sent. The scheme stays in any case: Kong names a
+-- kept TLS connection's host by the first attempt's.
 local has_upstream, kong_upstream = pcall(require, "resty.kong.upstream")
-local FIXED = not has_upstream and "scheme uri body" or nil
+local FIXED = has_upstream and "scheme" or "scheme uri body"
 -- What nginx can take for a failure of those that weir would retry; 401, 402, 408 and 529 it cannot.
 local NEXT = { "error", "timeout", "non_idempotent", "http_403", "http_429", "http_500", "http_502", "http_503", "http_504" }
 
@@ -69,9 +70,6 @@ local function send_to(held, step)
     if not body then return nil, why end
     request.set_raw_body(body)
   end
-  -- In the balancer this also turns TLS on or off: only where it has to be.
-  if held.scheme ~= step.scheme then request.set_scheme(step.scheme) end
-  held.scheme = step.scheme
   kong.service.set_target(step.host, step.port)
   -- set_target makes the bare host the Host header and the name to check the certificate against; the port belongs to the first.
   request.set_header("host", step.authority)
@@ -133,6 +131,7 @@ function Weir:access(conf)
   local ok
   ok, why = send_to(held, step)
   if not ok then return broken(why) end
+  kong.service.request.set_scheme(step.scheme)
   kong.service.request.set_raw_query("")
   kong.service.set_timeouts(step.connect_ms, step.connect_ms, math.max(step.first_event_ms, step.between_events_ms))
   kong.service.set_retries(#hosts)
