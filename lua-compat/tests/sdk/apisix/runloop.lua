@@ -7,6 +7,8 @@ local plugin_module = require "apisix.plugin"
 local _M = {}
 
 local plugin, confs
+-- With a tree: APISIX's own.
+local real_balancer
 -- ngx.exec begins with an empty ngx.ctx; APISIX keeps a reference.
 local contexts = {}
 -- Another plugin that routes, on the route "observe".
@@ -33,6 +35,8 @@ end
 
 --- In init_worker. `attributes`: plugin_attr.weir; `given`: a configuration for each route.
 function _M.init_worker(attributes, given)
+  local tree = os.getenv "APISIX_SRC"
+  if tree then real_balancer = require("sources").use(tree) end
   plugin_module.attributes.weir = attributes
   plugin = require "apisix.plugins.weir"
   assert(plugin.name == "weir" and plugin.version and plugin.priority and plugin.schema.properties._meta == nil)
@@ -45,6 +49,7 @@ function _M.init_worker(attributes, given)
 end
 
 local function exit(code, body)
+  if real_balancer then return require("apisix.core").response.exit(code, body) end
   ngx.status = code
   if body then ngx.print(body) end
   local ctx = ngx.ctx.api_ctx
@@ -70,7 +75,7 @@ function _M.access()
   run "access"
   if ctx.bypass_nginx_upstream then return run "before_proxy" end
   local conf = ctx.upstream_conf
-  ctx.picked_server = conf.nodes[1]
+  ctx.picked_server = real_balancer and assert(real_balancer.pick_server(nil, ctx)) or conf.nodes[1]
   if conf.pass_host == "node" then ctx.var.upstream_host = conf.nodes[1].domain .. ":" .. conf.nodes[1].port end
   run "before_proxy"
   ctx._apisix_proxied = true
@@ -82,6 +87,7 @@ function _M.fetch_context() ngx.ctx.api_ctx = contexts[ngx.var.ctx_ref] end
 
 function _M.balancer()
   local ctx = ngx.ctx.api_ctx
+  if real_balancer then return real_balancer.run(nil, ctx, function(phase) return ctx, run(phase) or true end) end
   local conf, server = ctx.upstream_conf, ctx.picked_server
   if server then
     ctx.picked_server = nil
@@ -129,7 +135,7 @@ function _M.schema()
   ngx.print(ok and "ok" or why)
 end
 
---- What the kit says to a call it does not have, to one in the wrong phase, and to one with a wrong argument.
+--- What the kit says to a call it does not have, to one without an argument, and to one with a wrong one.
 function _M.strict()
   local core, upstream = require "apisix.core", require "apisix.upstream"
   local function says(call, ...)
@@ -137,8 +143,8 @@ function _M.strict()
     ngx.print(tostring(why), "\n")
   end
   says(function() return core.request.set_everything end)
-  says(upstream.set, {}, "key", "1", {})
-  says(core.request.set_header, {}, "name", 1)
+  says(upstream.set, {}, "key")
+  says(core.request.set_header, {}, 1, "value")
 end
 
 --- What ai-proxy does: it asks a provider by itself and prints what comes, chunk by chunk.
