@@ -290,6 +290,10 @@ class Apisix(Adapter, unittest.TestCase):
         status, headers, _ = self.chat("moved-503")
         self.assertEqual((status, self.two.seen, self.row(headers)["attempts"]), (502, [], 1))
 
+    def test_a_provider_without_an_address_is_passed_over(self):
+        status, headers, _ = self.chat("nowhere")
+        self.assertEqual((status, headers.get("x-provider-used"), self.one.seen[-1]["authorization"]), (200, "one", "Bearer " + SECRETS["one"]), self.error_log()[-2000:])
+
     def test_the_schemas(self):
         for config in ({}, {"mode": "observe", "provider": "openai", "path": "/v1/messages"}, {"tier": "free"}):
             self.assertEqual(self.takes(config), "ok", config)

@@ -96,6 +96,23 @@ local function send_to(held, ctx, step)
   return true
 end
 
+local UNREACHED = { status = 0, from_upstream = false }
+
+--- Points the request at an attempt, or at the first after it that has an address. Returns the step it came to: no attempt, if none has.
+local function settle_on(held, ctx, step)
+  while step.kind == "try" do
+    local ok, why = send_to(held, ctx, step)
+    if ok then return step end
+    core.log.warn("weir: ", why)
+    step, why = held.request:next(UNREACHED)
+    if not step then
+      core.log.error("weir: ", why)
+      step = weir_worker.BROKEN
+    end
+  end
+  return step
+end
+
 --- Looks up what the plan may come to: a balancer cannot wait.
 local function addresses_of(step, hosts)
   local addresses = {}
@@ -130,22 +147,21 @@ function _M.access(conf, ctx)
   ctx.weir = held
   if observes then return end
   if not step then return broken(failure) end
-  if step.kind == "refuse" then
+  if step.kind == "try" then
+    held.addresses = addresses_of(step, held.request:hosts() or {})
+    held.node = { weight = 1, priority = 0 }
+    step = settle_on(held, ctx, step)
+  end
+  if step.kind ~= "try" then
     held.refused = true
     return refuse(step)
   end
-  local hosts = held.request:hosts() or {}
-  held.addresses = addresses_of(step, hosts)
-  held.node = { weight = 1, priority = 0 }
-  local ok
-  ok, why = send_to(held, ctx, step)
-  if not ok then return broken(why) end
   -- Fixed from here on.
   ctx.var.upstream_uri = step.uri
   ctx.upstream_scheme, ctx.var.upstream_scheme = step.scheme, step.scheme
   local read_s = math.max(step.first_event_ms, step.between_events_ms) / 1000
   upstream.set(ctx, "weir#" .. step.request_id, ctx.conf_version, {
-    type = "roundrobin", scheme = step.scheme, pass_host = "pass", nodes = { held.node }, retries = #hosts,
+    type = "roundrobin", scheme = step.scheme, pass_host = "pass", nodes = { held.node }, retries = #(held.request:hosts() or {}),
     timeout = { connect = step.connect_ms / 1000, send = read_s, read = read_s },
   })
 end
@@ -154,22 +170,15 @@ end
 function _M.before_proxy(conf, ctx)
   local held = ctx.weir
   if not held or conf.mode == "observe" or ngx.get_phase() ~= "balancer" then return end
-  local outcome = weir_worker.last_failure()
-  while true do
-    local step, why = held.request:next(outcome)
-    if not step then
-      core.log.error("weir: ", why)
-      step = weir_worker.BROKEN
-    end
-    if step.kind ~= "try" then
-      held.refusal = step
-      return 502
-    end
-    local ok
-    ok, why = send_to(held, ctx, step)
-    if ok then return end
-    core.log.warn("weir: ", why)
-    outcome = { status = 0, from_upstream = false }
+  local step, why = held.request:next(weir_worker.last_failure())
+  if not step then
+    core.log.error("weir: ", why)
+    step = weir_worker.BROKEN
+  end
+  step = settle_on(held, ctx, step)
+  if step.kind ~= "try" then
+    held.refusal = step
+    return 502
   end
 end
 
