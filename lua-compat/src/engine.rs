@@ -19,6 +19,8 @@ use zeroize::Zeroizing;
 
 /// How often the files are looked at: well inside the second in which a change should hold.
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+/// Without a look for so long the thread is taken to be gone: several intervals, and still a second from a fork to the next change.
+const UNWATCHED_MS: u64 = 800;
 /// A key file is read up to here; a larger one is no key.
 const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
 /// Callers remembered for the times when the node is away. At the bound all are forgotten and learned again.
@@ -47,6 +49,10 @@ pub(crate) struct Inner {
     generation: AtomicU64,
     /// The process whose thread watches the files. After a fork there is none in the child.
     watched_by: AtomicU32,
+    /// When that thread looked last, milliseconds since the Unix epoch.
+    watched_ms: AtomicU64,
+    /// Drawn when a process takes the engine over, so that two workers forked with one engine draw differently.
+    salt: AtomicU64,
     random: RandomState,
     drawn: AtomicU64,
 }
@@ -90,6 +96,8 @@ impl Engine {
             seen: Mutex::new(Seen { files, keys: watched, problems: Vec::new() }),
             generation: AtomicU64::new(1),
             watched_by: AtomicU32::new(0),
+            watched_ms: AtomicU64::new(0),
+            salt: AtomicU64::new(0),
             random: RandomState::new(),
             drawn: AtomicU64::new(0),
         };
@@ -107,13 +115,19 @@ impl Engine {
     }
 
     /// Begins to watch the files in this process, unless it does already. Called with every request: an engine that was made
-    /// before a fork finds itself without its thread in the child.
-    pub fn arm(&self) {
+    /// before a fork finds itself without its thread in the child. Asks which process this is only when nobody has looked at the
+    /// files for a while.
+    pub fn arm(&self, now_ms: u64) {
+        if now_ms.saturating_sub(self.inner.watched_ms.load(Relaxed)) < UNWATCHED_MS {
+            return;
+        }
         let pid = std::process::id();
         let before = self.inner.watched_by.load(Relaxed);
         if before == pid || self.inner.watched_by.compare_exchange(before, pid, Relaxed, Relaxed).is_err() {
             return;
         }
+        self.inner.watched_ms.store(now_ms, Relaxed);
+        self.inner.salt.store(self.inner.random.hash_one((pid, now_ms)), Relaxed);
         let inner = Arc::downgrade(&self.inner);
         // Never joined: it holds nothing but a weak reference, and ends when the engine has.
         let spawned = std::thread::Builder::new().name("weir-watch".into()).spawn(move || watch(&inner, pid));
@@ -157,8 +171,7 @@ impl Engine {
     pub(crate) fn random(&self) -> u64 {
         let mut hasher = self.inner.random.build_hasher();
         hasher.write_u64(self.inner.drawn.fetch_add(1, Relaxed));
-        // Two workers forked with one engine draw differently.
-        hasher.write_u32(std::process::id());
+        hasher.write_u64(self.inner.salt.load(Relaxed));
         hasher.finish()
     }
 
@@ -214,6 +227,7 @@ fn watch(engine: &Weak<Inner>, pid: u32) {
         if inner.watched_by.load(Relaxed) != pid {
             return;
         }
+        inner.watched_ms.store(now_ms(), Relaxed);
         inner.reload_if_changed();
     }
 }

@@ -1,7 +1,7 @@
 //! The C interface. `include/weir.h` and the binding's declarations are made from this file (`tests/header.rs`). Every export
 //! catches panics (-2) and takes bytes with their length; nothing here keeps a pointer it was given.
 
-use crate::engine::Engine;
+use crate::engine::{Engine, now_ms};
 use crate::request::{Failed, Fed, Passage, Request};
 use crate::settings::Settings;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -140,7 +140,7 @@ pub unsafe extern "C" fn weir_engine_generation(engine: *const Engine) -> u64 {
     let engine = unsafe { engine.as_ref() };
     catch_unwind(AssertUnwindSafe(|| {
         engine.map_or(0, |engine| {
-            engine.arm();
+            engine.arm(now_ms());
             engine.generation()
         })
     }))

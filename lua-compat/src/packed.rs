@@ -83,36 +83,71 @@ impl Step {
 impl Try {
     fn pack(&self, out: &mut String) {
         let flag = |is: bool| if is { "true" } else { "false" };
-        let body = self.body_bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
-        let [connect, first_event, between] = self.timeouts_ms;
-        let _ = writeln!(
-            out,
-            "try\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{body}\n{connect}\n{first_event}\n{between}\n{}",
-            self.request_id,
-            self.provider,
-            self.model,
-            self.scheme,
-            self.authority,
-            self.host,
-            self.port,
-            self.uri,
-            self.attempt,
-            flag(self.own_key),
-            flag(self.was_fallback),
-            self.remove.len(),
-        );
-        for name in &self.remove {
-            out.push_str(name);
-            out.push('\n');
+        line(out, "try");
+        for text in [&self.request_id, &self.provider, &self.model] {
+            line(out, text);
         }
-        let _ = writeln!(out, "{}", self.set.len());
+        for text in [self.scheme, &self.authority, &self.host] {
+            line(out, text);
+        }
+        number(out, self.port.into());
+        line(out, &self.uri);
+        number(out, self.attempt.into());
+        line(out, flag(self.own_key));
+        line(out, flag(self.was_fallback));
+        match self.body_bytes {
+            Some(bytes) => number(out, bytes as u64),
+            None => line(out, "-"),
+        }
+        self.timeouts_ms.into_iter().for_each(|time| number(out, time));
+        number(out, self.remove.len() as u64);
+        for name in &self.remove {
+            line(out, name);
+        }
+        number(out, self.set.len() as u64);
         put_headers(&self.set, out);
     }
+}
+
+fn line(out: &mut String, text: &str) {
+    out.push_str(text);
+    out.push('\n');
+}
+
+/// A number on a line. Without the formatter, which took a good part of a decision's time.
+fn number(out: &mut String, number: u64) {
+    let mut digits = [b'0'; 20];
+    let (mut at, mut rest) = (digits.len(), number);
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    digits[at..].iter().for_each(|digit| out.push(char::from(*digit)));
+    out.push('\n');
 }
 
 /// Names and values, each on a line of its own.
 pub fn put_headers(headers: &[(String, String)], out: &mut String) {
     for (name, value) in headers {
-        let _ = writeln!(out, "{name}\n{value}");
+        line(out, name);
+        line(out, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_as_they_are() {
+        for value in [0, 7, 10, 65_535, u64::MAX] {
+            let mut out = String::new();
+            number(&mut out, value);
+            assert_eq!(out, format!("{value}\n"));
+        }
     }
 }

@@ -129,7 +129,8 @@ pub struct Passage {
 impl Request {
     /// Reads a request. `Err`: the answer to give instead.
     pub fn begin(engine: &Engine, head: &[u8], body: &[u8]) -> Result<(Request, Step), Step> {
-        engine.arm();
+        let started_ms = now_ms();
+        engine.arm(started_ms);
         let head = Head::parse(head);
         #[cfg(feature = "panic-test")]
         if head.value("x-weir-panic").is_some() {
@@ -147,7 +148,6 @@ impl Request {
         if peek.names_other_models && !head.observe {
             return Err(refuse(&Refusal::OtherModels, endpoint.dialect()));
         }
-        let started_ms = now_ms();
         let random = (u128::from(engine.random()) << 64) | u128::from(engine.random());
         let request_id = RequestId::new(started_ms, random).text().as_str().to_owned();
         let observes = head.observe;

@@ -56,6 +56,8 @@ local engine_out = ffi.new("weir_engine *[1]")
 local request_out = ffi.new("weir_request *[1]")
 
 local lib
+-- One for all handles: a closure for each would be made by the interpreter. They hold the library, which must outlive every handle.
+local free_request, close_engine
 
 local function load_library(path)
   if lib then return lib end
@@ -87,6 +89,8 @@ local function load_library(path)
   local version = loaded.weir_abi_version()
   if version ~= ABI then return nil, "libweir.so has ABI version " .. version .. ", this binding needs " .. ABI end
   lib = loaded
+  free_request = function(handle) loaded.weir_request_free(handle) end
+  close_engine = function(handle) loaded.weir_engine_close(handle) end
   return lib
 end
 
@@ -118,12 +122,27 @@ local function result(request, code)
   return ffi.string(buffer, length[0])
 end
 
+-- Patterns are not compiled, looking for plain text is.
+local find, sub = string.find, string.sub
+
+--- The line that begins at `at`, and where the next one does.
+local function line_at(text, at)
+  local stop = find(text, "\n", at, true)
+  return sub(text, at, stop - 1), stop + 1
+end
+
+local function number_at(text, at)
+  local line, after = line_at(text, at)
+  return tonumber(line), after
+end
+
 local function pairs_at(text, at, count)
   local list = {}
   for index = 1, count do
-    local name, value, after = text:match("^([^\n]*)\n([^\n]*)\n()", at)
+    local name, value
+    name, at = line_at(text, at)
+    value, at = line_at(text, at)
     list[index] = { name, value }
-    at = after
   end
   return list, at
 end
@@ -131,33 +150,47 @@ end
 local function names_at(text, at, count)
   local list = {}
   for index = 1, count do
-    list[index], at = text:match("^([^\n]*)\n()", at)
+    list[index], at = line_at(text, at)
   end
   return list, at
 end
 
-local TRY = "^try\n" .. ("([^\n]*)\n"):rep(16) .. "()"
+local function parse_try(text, at)
+  local step, count, flag = { kind = "try" }, 0, ""
+  step.request_id, at = line_at(text, at)
+  step.provider, at = line_at(text, at)
+  step.model, at = line_at(text, at)
+  step.scheme, at = line_at(text, at)
+  step.authority, at = line_at(text, at)
+  step.host, at = line_at(text, at)
+  step.port, at = number_at(text, at)
+  step.uri, at = line_at(text, at)
+  step.attempt, at = number_at(text, at)
+  flag, at = line_at(text, at)
+  step.own_key = flag == "true"
+  flag, at = line_at(text, at)
+  step.was_fallback = flag == "true"
+  step.body_bytes, at = number_at(text, at)
+  step.connect_ms, at = number_at(text, at)
+  step.first_event_ms, at = number_at(text, at)
+  step.between_events_ms, at = number_at(text, at)
+  count, at = number_at(text, at)
+  step.remove, at = names_at(text, at, count)
+  count, at = number_at(text, at)
+  step.set = pairs_at(text, at, count)
+  return step
+end
 
 local function parse(text)
-  if text:sub(1, 4) == "try\n" then
-    local id, provider, model, scheme, authority, host, port, uri, attempt, own, fallback, body, connect, first, between, removed, at = text:match(TRY)
-    local step = {
-      kind = "try", request_id = id, provider = provider, model = model, scheme = scheme, authority = authority, host = host,
-      port = tonumber(port), uri = uri, attempt = tonumber(attempt), own_key = own == "true", was_fallback = fallback == "true",
-      body_bytes = tonumber(body), connect_ms = tonumber(connect), first_event_ms = tonumber(first), between_events_ms = tonumber(between),
-    }
-    local count
-    step.remove, at = names_at(text, at, tonumber(removed))
-    count, at = text:match("^(%d+)\n()", at)
-    step.set = pairs_at(text, at, tonumber(count))
-    return step
-  end
-  if text:sub(1, 6) == "admit\n" then return { kind = "admit", body = text:sub(7) } end
-  if text:sub(1, 7) == "refuse\n" then
-    local status, count, at = text:match("^refuse\n(%d+)\n(%d+)\n()")
-    local headers
-    headers, at = pairs_at(text, at, tonumber(count))
-    return { kind = "refuse", status = tonumber(status), headers = headers, body = text:sub(at) }
+  local kind, at = line_at(text, 1)
+  if kind == "try" then return parse_try(text, at) end
+  if kind == "admit" then return { kind = "admit", body = sub(text, at) } end
+  if kind == "refuse" then
+    local status, count, headers
+    status, at = number_at(text, at)
+    count, at = number_at(text, at)
+    headers, at = pairs_at(text, at, count)
+    return { kind = "refuse", status = status, headers = headers, body = sub(text, at) }
   end
   return { kind = "pass" }
 end
@@ -193,17 +226,23 @@ function Request:body()
   return result(self.handle, lib.weir_request_body(self.handle, buffer, capacity, length))
 end
 
-local function clean(value) return (tostring(value):gsub("[\r\n]", " ")) end
+--- A text on one line.
+local function clean(value)
+  value = tostring(value)
+  if find(value, "\n", 1, true) or find(value, "\r", 1, true) then value = value:gsub("[\r\n]", " ") end
+  return value
+end
 
 --- `first`, then the proxy's own word, then the headers. No header, and no line feed in a path, can pass for the proxy's word.
 local function head_of(first, own, headers)
   local lines = { first and clean(first) }
   for name, value in pairs(own) do lines[#lines + 1] = ":" .. name .. ": " .. clean(value) end
   for name, value in pairs(headers) do
-    if name:byte() ~= 58 then
-      for _, one in ipairs(type(value) == "table" and value or { value }) do
-        lines[#lines + 1] = name .. ": " .. clean(one)
-      end
+    local is_own = name:byte() == 58
+    if type(value) == "table" and not is_own then
+      for _, one in ipairs(value) do lines[#lines + 1] = name .. ": " .. clean(one) end
+    elseif not is_own then
+      lines[#lines + 1] = name .. ": " .. clean(value)
     end
   end
   return table.concat(lines, "\n")
@@ -213,11 +252,13 @@ function Request:answer(status, headers, seen)
   local head = head_of(nil, seen or {}, headers)
   local text, why, failure = result(self.handle, lib.weir_request_answer(self.handle, status, head, #head, buffer, capacity, length))
   if not text then return nil, why, failure end
-  local strips, count, at = text:match("^(%d)\n(%d+)\n()")
+  local strips, count, at
+  strips, at = line_at(text, 1)
+  count, at = number_at(text, at)
   local answer = { strips = strips == "1" }
-  answer.remove, at = names_at(text, at, tonumber(count))
-  count, at = text:match("^(%d+)\n()", at)
-  answer.set = pairs_at(text, at, tonumber(count))
+  answer.remove, at = names_at(text, at, count)
+  count, at = number_at(text, at)
+  answer.set = pairs_at(text, at, count)
   return answer
 end
 
@@ -264,9 +305,7 @@ function Engine:begin(asked)
   local head, body = head_of(asked.path, own, asked.headers or {}), asked.body or ""
   local code = lib.weir_request_begin(self.handle, head, #head, body, #body, request_out, buffer, capacity, length)
   if code < 0 then return failed(code) end
-  local library = lib
-  -- The library stays in the finalizer's hands: it must outlive every handle.
-  local handle = ffi.gc(request_out[0], function(held) library.weir_request_free(held) end)
+  local handle = ffi.gc(request_out[0], free_request)
   local request = setmetatable({ handle = handle }, Request)
   local step, why, failure = stepped(request, code)
   if not step then
@@ -322,8 +361,7 @@ function _M.open(settings)
   local code = lib.weir_engine_open(text, #text, engine_out, buffer, capacity, length)
   if code == -1 then return nil, ffi.string(buffer, length[0]), code end
   if code ~= 0 then return failed(code) end
-  local library = lib
-  local handle = ffi.gc(engine_out[0], function(held) library.weir_engine_close(held) end)
+  local handle = ffi.gc(engine_out[0], close_engine)
   return setmetatable({ handle = handle }, Engine)
 end
 
