@@ -122,12 +122,11 @@ end
 
 print(("%s, %s; nanoseconds of CPU a call"):format(jit.version, jit.status() and "compiled" or "interpreted"))
 
-local results = {}
 for _, bytes in ipairs { 100, 4096, 65536 } do
   local body = body_of(bytes)
   local calls = math.max(math.floor(CALLS / math.max(1, bytes / 1000)), 1)
   local asked = { path = "/v1/chat/completions", headers = HEADERS, body = body }
-  results[bytes] = measure(("decide, %d B: plan, key, edited body, ended and freed"):format(#body), calls, function()
+  measure(("decide, %d B: plan, key, edited body, ended and freed"):format(#body), calls, function()
     local request = engine:begin(asked)
     request:body()
     request:free()
@@ -143,7 +142,7 @@ local function streaming()
 end
 
 local request = streaming()
-results.feed = measure(("feed, an event of %d B"):format(#EVENT), CALLS, function() request:feed(EVENT, false) end)
+measure(("feed, an event of %d B"):format(#EVENT), CALLS, function() request:feed(EVENT, false) end)
 request:free()
 local state = { rest = "", text = 0 }
 measure("  pure Lua with cjson", CALLS, function() lua.feed(state, EVENT) end)

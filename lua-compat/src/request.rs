@@ -15,7 +15,7 @@ use serde_json::json;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use weir::engine::catalog::{BaseUrl, Provider, TargetPrice};
+use weir::engine::catalog::{BaseUrl, Provider, TargetPrice, Tier};
 use weir::engine::dialect::{Dialect, Endpoint};
 use weir::engine::health::{InFlight, KeyState};
 use weir::engine::id::RequestId;
@@ -74,6 +74,8 @@ struct Current {
     watch: Watch,
     was_fallback: bool,
     started_ms: u64,
+    /// The plan knows what it came to.
+    judged: bool,
     _in_flight: InFlight,
 }
 
@@ -416,6 +418,7 @@ impl Request {
             watch,
             was_fallback,
             started_ms: now_ms,
+            judged: false,
             _in_flight: in_flight,
         });
         step
@@ -461,7 +464,7 @@ impl Request {
     /// The attempt under way failed: `status` 0 or 502 without an upstream's word is a connection that was not made or broke.
     pub fn next(&mut self, failed: &Failed<'_>) -> Step {
         let Failed { status, from_upstream, is_last, retry_after_ms, body } = *failed;
-        let Some(current) = self.current.take() else { return self.refuse(&Refusal::Internal) };
+        let Some(mut current) = self.current.take() else { return self.refuse(&Refusal::Internal) };
         let error = if from_upstream { weir::engine::meter::error_of(body) } else { Default::default() };
         let outcome = match (from_upstream, status) {
             (true, code) => Outcome::Status { code, retry_after_ms, error_code: &error.code, message: &error.message },
@@ -483,6 +486,7 @@ impl Request {
             plan.keep_only(|_| false);
         }
         let verdict = plan.after(&current.attempt, &outcome, now_ms());
+        current.judged = true;
         match verdict {
             Verdict::TryNext => self.attempt(),
             Verdict::Refuse(no) => {
@@ -522,13 +526,16 @@ impl Request {
             // The request has gone; the memory of its body may, too.
             current.body = None;
             let is_stream = head.is_stream();
-            if (200..300).contains(&status) && self.answer.is_none() {
-                let now_ms = now_ms();
+            let now_ms = now_ms();
+            let is_answer = (200..300).contains(&status);
+            if let Some(plan) = self.plan.as_mut().filter(|_| !current.judged) {
+                let refused = Outcome::Status { code: status, retry_after_ms: None, error_code: "", message: "" };
+                plan.after(&current.attempt, if is_answer { &Outcome::Ok } else { &refused }, now_ms);
+                current.judged = true;
+            }
+            if is_answer && self.answer.is_none() {
                 self.first_event_ms = Some(now_ms.saturating_sub(self.started_ms));
                 current.attempt.record_first_event(now_ms, now_ms.saturating_sub(current.started_ms).saturating_mul(1000));
-                if let Some(plan) = &mut self.plan {
-                    plan.after(&current.attempt, &Outcome::Ok, now_ms);
-                }
                 let meter = if is_stream { StreamMeter::new(current.watch) } else { StreamMeter::of_body(current.watch) };
                 self.answer = Some(Answering { meter, is_stream, stopped: false });
             }
@@ -633,6 +640,8 @@ impl Request {
             self.status = status;
         }
         let mut cut = false;
+        // Otherwise every attempt was refused, and nothing was used.
+        let is_used = self.answer.is_some() || client_gone && self.current.is_some();
         let asked = self.current.is_some() || self.attempts > 0 && self.observed.is_some();
         let (mut tally, end) = match self.answer.take() {
             None if asked && client_gone => {
@@ -659,44 +668,60 @@ impl Request {
                 (tally, end)
             }
         };
-        if cut
-            && end == End::Failed
-            && let (Some(plan), Some(current)) = (&mut self.plan, &self.current)
-        {
-            plan.after(&current.attempt, &Outcome::BrokenOff, now_ms());
+        if let (Some(plan), Some(current)) = (&mut self.plan, &self.current) {
+            if cut && end == End::Failed {
+                plan.after(&current.attempt, &Outcome::BrokenOff, now_ms());
+            } else if !current.judged {
+                // A probe that nobody waited for is no verdict, but another may be made.
+                plan.after(&current.attempt, &Outcome::Cancelled, now_ms());
+            }
         }
-        if self.answer.is_none() && end != End::Refused && tally.usage.total_tokens() > 0 {
+        if is_used {
             tally.usage.set(weir::engine::usage::Bucket::Requests, 1);
         }
         let counts = &self.engine.inner.counts;
         counts.ended[end as usize].fetch_add(1, Relaxed);
         counts.input_tokens.fetch_add(tally.usage.input_tokens(), Relaxed);
         counts.output_tokens.fetch_add(tally.usage.output_tokens(), Relaxed);
-        Some(self.row(end, &tally))
+        Some(self.row(end, &tally, is_used))
     }
 
-    fn row(&self, end: End, tally: &Tally) -> String {
-        let target = self.current.as_ref().map(|current| &current.attempt.target);
-        let byok = self.current.as_ref().is_some_and(|current| current.own_key);
-        let (cost, price_id) = match target.map(|target| &target.price) {
-            Some(TargetPrice::Priced(price)) => {
-                (price.cost(&tally.usage, tally.service_tier.as_deref(), tally.reported_cost), Some(price.id().to_owned()))
-            }
+    /// What a tally costs, by which price, and what is charged for it; nothing where every attempt was refused.
+    fn bill(&self, tally: &Tally, is_used: bool) -> (Usd, Option<String>, Credits) {
+        if !is_used {
+            return (Usd(0), None, Credits(0));
+        }
+        let priced =
+            |price: &Price| (price.cost(&tally.usage, tally.service_tier.as_deref(), tally.reported_cost), Some(price.id().to_owned()));
+        let (cost, price_id) = match self.current.as_ref().map(|current| &current.attempt.target.price) {
+            Some(TargetPrice::Priced(price)) => priced(price),
             Some(TargetPrice::Free) => (Usd(0), Some("free".to_owned())),
             Some(TargetPrice::Unpriced) => (tally.reported_cost.unwrap_or(Usd(0)), Some("unpriced".to_owned())),
-            None => self.listed_price().map_or((Usd(0), None), |price| {
-                (price.cost(&tally.usage, tally.service_tier.as_deref(), tally.reported_cost), Some(price.id().to_owned()))
-            }),
+            None => self.listed_price().map_or((Usd(0), None), priced),
         };
-        let catalog = &self.snapshot.catalog;
-        let tier = self.who.tier.as_deref().or(catalog.routing.default_tier.as_deref()).and_then(|name| catalog.tiers.get(name));
-        let multiplier = self.plan.as_ref().map_or(Factor::ONE, |plan| plan.multiplier);
-        let charged = match (byok, tier) {
+        let tier = self.tier();
+        let charged = match self.current.as_ref().is_some_and(|current| current.own_key) {
             // Whoever routed it sold it.
             _ if self.observed.is_some() => Credits(0),
-            (true, tier) => tier.map_or(Credits(0), |tier| tier.byok_fee),
-            (false, tier) => charge(cost, multiplier, tier.map_or(Factor::ZERO, |tier| tier.markup), self.engine.inner.settings.credit),
+            true => tier.map_or(Credits(0), |tier| tier.byok_fee),
+            false => {
+                let multiplier = self.plan.as_ref().map_or(Factor::ONE, |plan| plan.multiplier);
+                charge(cost, multiplier, tier.map_or(Factor::ZERO, |tier| tier.markup), self.engine.inner.settings.credit)
+            }
         };
+        (cost, price_id, charged)
+    }
+
+    fn tier(&self) -> Option<&Tier> {
+        let catalog = &self.snapshot.catalog;
+        let name = self.who.tier.as_deref().or(catalog.routing.default_tier.as_deref())?;
+        catalog.tiers.get(name).map(|tier| &**tier)
+    }
+
+    fn row(&self, end: End, tally: &Tally, is_used: bool) -> String {
+        let target = self.current.as_ref().map(|current| &current.attempt.target);
+        let byok = self.current.as_ref().is_some_and(|current| current.own_key);
+        let (cost, price_id, charged) = self.bill(tally, is_used);
         let (seen_provider, seen_model) =
             self.observed.as_ref().map_or((None, None), |observed| (observed.provider.as_deref(), observed.model.as_deref()));
         Row {
@@ -708,7 +733,7 @@ impl Request {
             asked_model: self.peek.model.as_deref().unwrap_or_default(),
             path: self.endpoint.path(),
             level: self.plan.as_ref().and_then(|plan| plan.level.as_ref()).map(|level| &*level.name),
-            tier: tier.map(|tier| &*tier.name),
+            tier: self.tier().map(|tier| &*tier.name),
             model: target.map(|target| &*target.model).or(seen_model),
             provider: target.map(|target| &*target.provider.name).or(seen_provider),
             upstream_model: target.map(|target| &*target.upstream_model).or(seen_model),

@@ -31,10 +31,13 @@ class Provider:
         self.seen, self.sent_at, self.gone = [], [], threading.Event()
         # What to answer for some models instead: a status each.
         self.statuses = {}
+        # The events of a model and the seconds between two, where they are others.
+        self.streams = {}
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def log_message(self, *args):
                 pass
@@ -55,8 +58,8 @@ class Provider:
                 self.send_header("transfer-encoding", "chunked")
                 self.end_headers()
                 try:
-                    pause = 0.1 if model == "slow" else 0
-                    for piece in CHUNKS:
+                    pieces, pause = outer.streams.get(model, (CHUNKS, 0.1 if model == "slow" else 0))
+                    for piece in pieces:
                         half = len(piece) // 2
                         self.chunk(piece[:half])
                         self.chunk(piece[half:])
@@ -165,6 +168,14 @@ class Nginx(unittest.TestCase):
         for file in self.folder.glob("rows.*"):
             rows += [json.loads(line) for line in file.read_text().splitlines()]
         return rows
+
+    def rows_at_rest(self):
+        """How many rows there are once no more come: a row is written when its answer has gone."""
+        before, count = None, len(self.rows())
+        while before != count:
+            time.sleep(0.3)
+            before, count = count, len(self.rows())
+        return count
 
     def row(self, request_id):
         until = time.monotonic() + DEADLINE
@@ -307,7 +318,7 @@ class Nginx(unittest.TestCase):
         connection.close()
 
     def test_totals_of_two_workers_and_bounded_memory(self):
-        requests, pids = int(os.environ.get("WEIR_REQUESTS", "5000")), {int(self.request("GET", "/pid")[2]) for _ in range(40)}
+        requests, pids = int(os.environ.get("WEIR_REQUESTS", "20000")), {int(self.request("GET", "/pid")[2]) for _ in range(40)}
         body = json.dumps({"model": "plain", "messages": [], "stream": False})
 
         def resident():
@@ -326,14 +337,12 @@ class Nginx(unittest.TestCase):
                     failed.append(repr(error))
 
         some(requests // 10, failed := [])
-        before, known = resident(), len(self.rows())
+        before, known = resident(), self.rows_at_rest()
         threads = [threading.Thread(target=some, args=(requests // 4, failed)) for _ in range(4)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
         self.assertEqual(failed, [])
-        until = time.monotonic() + DEADLINE
-        while len(self.rows()) < known + requests // 4 * 4 and time.monotonic() < until:
-            time.sleep(0.1)
+        self.rows_at_rest()
         rows = self.rows()
         self.assertEqual(len(rows) - known, requests // 4 * 4)
         self.assertEqual(len({row["request_id"] for row in rows}), len(rows))

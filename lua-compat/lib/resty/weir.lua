@@ -156,7 +156,7 @@ local function names_at(text, at, count)
 end
 
 local function parse_try(text, at)
-  local step, count, flag = { kind = "try" }, 0, ""
+  local step, count, flag = { kind = "try" }
   step.request_id, at = line_at(text, at)
   step.provider, at = line_at(text, at)
   step.model, at = line_at(text, at)

@@ -20,7 +20,7 @@ local log = _M.log
 local Worker = {}
 Worker.__index = Worker
 
---- A request under way. Its fields: request (the binding's), answered, complete, stopped, refused, refusal, instead.
+--- A request under way. Its fields: request (the binding's), answered, begun, flushes, complete, stopped, refused, refusal, instead.
 local Held = {}
 Held.__index = Held
 
@@ -143,7 +143,11 @@ function Held:body_filter()
   end
   if not self.answered then return end
   local chunk, last = ngx.arg[1] or "", ngx.arg[2]
-  if chunk == "" and not last then return end
+  if chunk == "" and not last then
+    self.flushes = (self.flushes or 0) + 1
+    return
+  end
+  self.flushes, self.begun = 0, true
   if self.stopped then
     ngx.arg[1] = nil
     return
@@ -173,9 +177,15 @@ function _M.tokens(usage)
   return prompt, completion
 end
 
+--- Whether it was the upstream that broke off. nginx flushes once when an answer begins without a body yet, and once more when it gives
+-- one up for the upstream's sake; when the client has gone there is nobody to flush to.
+local function is_broken_off(self)
+  return (self.flushes or 0) > (self.begun and 0 or 1)
+end
+
 --- In the log phase, whatever happened: hands the row over and frees the request. Returns the row.
 function Held:finish(status)
-  local gone = status == 499 or (self.answered and not self.complete and not self.stopped)
+  local gone = status == 499 or (self.answered and not self.complete and not self.stopped and not is_broken_off(self))
   local row, why, code = self.request:finish { status = status, client_gone = gone, complete = self.complete }
   self.request:free()
   if row then

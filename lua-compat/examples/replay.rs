@@ -1,0 +1,113 @@
+//! Replays exchanges through the library without a proxy, and prints what came of them, a line of JSON each.
+//!
+//! `replay SETTINGS`, with a line of JSON for each exchange on the standard input: `{path, headers, body, admission, answers}` (body and
+//! admission as text), where an answer is `{status, headers, body | events, cut}`. Used by the tests, and an example of how the library is called.
+
+use serde_json::{Map, Value, json};
+use std::io::{BufRead, Write};
+use weir_ffi::packed::{Step, Try};
+use weir_ffi::request::{Failed, Fed};
+use weir_ffi::settings::Settings;
+use weir_ffi::{Engine, Request};
+
+/// What a proxy takes as a failure and asks the library about, as nginx/nginx.conf does with `error_page`.
+const RETRIED: [u64; 10] = [401, 402, 403, 408, 429, 500, 502, 503, 504, 529];
+
+fn main() {
+    let settings = std::env::args().nth(1).expect("replay SETTINGS");
+    let engine = Engine::open(Settings::parse(settings.as_bytes()).expect("settings")).expect("files");
+    for line in std::io::stdin().lock().lines() {
+        let exchange: Value = serde_json::from_str(&line.expect("a line")).expect("JSON");
+        writeln!(std::io::stdout(), "{}", replay(&engine, &exchange)).expect("standard output");
+    }
+}
+
+fn replay(engine: &Engine, exchange: &Value) -> Value {
+    let body = exchange["body"].as_str().unwrap_or_default();
+    let mut head = exchange["path"].as_str().unwrap_or_default().to_owned();
+    for (name, value) in headers(exchange) {
+        head += &format!("\n{name}: {value}");
+    }
+    let (mut request, step) = match Request::begin(engine, head.as_bytes(), body.as_bytes()) {
+        Ok(begun) => begun,
+        Err(step) => return ended(vec![], step, None),
+    };
+    let mut step = match step {
+        Step::Admit(_) => request.admitted(200, exchange["admission"].as_str().unwrap_or_default().as_bytes()),
+        step => step,
+    };
+    let mut attempts = Vec::new();
+    let mut answers = exchange["answers"].as_array().into_iter().flatten();
+    loop {
+        let Step::Try(attempt) = &step else {
+            let status = if let Step::Refuse { status, .. } = &step { *status } else { 0 };
+            return ended(attempts, step, request.end(status, false, true));
+        };
+        attempts.push(sent(exchange, attempt, body, &request));
+        let answer = answers.next().expect("an answer for each attempt");
+        let status = answer["status"].as_u64().unwrap_or(0);
+        if RETRIED.contains(&status) {
+            step = request.next(&Failed { status: status as u16, from_upstream: true, is_last: false, retry_after_ms: None, body: b"" });
+            continue;
+        }
+        let (told, body) = answered(&mut request, answer, status as u16);
+        let row = request.end(status as u16, false, answer["cut"] != true);
+        return json!({ "attempts": attempts, "status": status, "body": body, "told": told, "row": row });
+    }
+}
+
+/// What a provider gets: the client's headers but those that stay here, and those that are set.
+fn sent(exchange: &Value, attempt: &Try, body: &str, request: &Request) -> Value {
+    let mut kept: Map<String, Value> =
+        headers(exchange).filter(|(name, _)| !attempt.remove.contains(name)).map(|(name, value)| (name, value.into())).collect();
+    kept.extend(attempt.set.iter().map(|(name, value)| (name.clone(), value.as_str().into())));
+    let mut edited = Vec::new();
+    request.write_body(&mut edited);
+    let body = if attempt.body_bytes.is_some() { String::from_utf8_lossy(&edited).into_owned() } else { body.to_owned() };
+    json!({ "path": attempt.uri, "headers": kept, "body": body })
+}
+
+/// What the client gets of an answer: its new headers and its body.
+fn answered(request: &mut Request, answer: &Value, status: u16) -> (Value, String) {
+    let head: String = headers(answer).map(|(name, value)| format!("{name}: {value}\n")).collect();
+    let mut packed = String::new();
+    request.answer(status, head.as_bytes(), &mut packed);
+    let mut lines = packed.lines().skip(1);
+    let mut count = || lines.next().and_then(|line| line.parse::<usize>().ok()).unwrap_or(0);
+    let removed = count();
+    let mut lines = packed.lines().skip(2 + removed);
+    let set = lines.next().and_then(|line| line.parse::<usize>().ok()).unwrap_or(0);
+    let told: Map<String, Value> = (0..set).filter_map(|_| Some((lines.next()?.to_owned(), lines.next()?.into()))).collect();
+    let mut out = Vec::new();
+    let whole = [answer["body"].clone()];
+    let pieces = answer["events"].as_array().map_or(whole.as_slice(), Vec::as_slice);
+    for piece in pieces.iter().filter_map(Value::as_str) {
+        feed(request, piece.as_bytes(), false, &mut out);
+    }
+    if answer["cut"] != true {
+        feed(request, b"", true, &mut out);
+    }
+    (told.into(), String::from_utf8_lossy(&out).into_owned())
+}
+
+fn feed(request: &mut Request, chunk: &[u8], last: bool, out: &mut Vec<u8>) {
+    let before = out.len();
+    if request.feed(chunk, last, out).fed == Fed::Unchanged {
+        out.truncate(before);
+        out.extend_from_slice(chunk);
+    }
+}
+
+fn ended(attempts: Vec<Value>, step: Step, row: Option<String>) -> Value {
+    let (status, body, told) = match step {
+        Step::Refuse { status, headers, body } => {
+            (status, body, headers.into_iter().map(|(name, value)| (name, value.into())).collect::<Map<_, Value>>())
+        }
+        _ => (0, String::new(), Map::new()),
+    };
+    json!({ "attempts": attempts, "status": status, "body": body, "told": told, "row": row })
+}
+
+fn headers(of: &Value) -> impl Iterator<Item = (String, String)> + '_ {
+    of["headers"].as_object().into_iter().flatten().filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+}
