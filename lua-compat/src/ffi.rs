@@ -6,6 +6,7 @@ use crate::request::{Failed, Fed, Passage, Request};
 use crate::settings::Settings;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
+use std::sync::Once;
 
 /// Version of this interface. A binding refuses another.
 pub const ABI_VERSION: u32 = 1;
@@ -38,6 +39,13 @@ pub struct Handle {
 
 fn guarded(work: impl FnOnce() -> i32) -> i32 {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or(PANICKED)
+}
+
+/// Panics are told in a line, without a backtrace: to walk the stack goes through frames of compiled Lua, at which libgcc's unwinder
+/// aborts the process (seen with LuaJIT 2.1 and `RUST_BACKTRACE=1`).
+fn tell_panics_briefly() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| std::panic::set_hook(Box::new(|panic| eprintln!("weir: {panic}"))));
 }
 
 /// The bytes of a pointer and a length; nothing for a null pointer.
@@ -94,6 +102,7 @@ pub unsafe extern "C" fn weir_engine_open(
         if engine.is_null() || length.is_null() {
             return BAD_ARGUMENT;
         }
+        tell_panics_briefly();
         // SAFETY: the function's own conditions.
         let text = unsafe { bytes(settings, settings_length) };
         match Settings::parse(text).and_then(Engine::open) {

@@ -113,6 +113,13 @@ describe("resty.weir", function()
     assert.is_nil(request)
     assert.equal(-2, code)
     assert.is_truthy((ask(engine)))
+    -- From compiled code, too, where a backtrace would be the end.
+    local panicked = 0
+    for round = 1, 900 do
+      request, _, code = ask(engine, { headers = round % 3 == 0 and { ["x-weir-panic"] = "1" } or {} })
+      if request then request:free() elseif code == -2 then panicked = panicked + 1 end
+    end
+    assert.equal(300, panicked)
   end)
 
   it("asks the node, and refuses while it is away", function()
