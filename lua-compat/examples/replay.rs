@@ -4,6 +4,7 @@
 //! admission as text), where an answer is `{status, headers, body | events, cut}`. Used by the tests, and an example of how the library is called.
 
 use serde_json::{Map, Value, json};
+use std::error::Error;
 use std::io::{BufRead, Write};
 use weir_ffi::packed::{Step, Try};
 use weir_ffi::request::{Failed, Fed};
@@ -13,16 +14,17 @@ use weir_ffi::{Engine, Request};
 /// What a proxy takes as a failure and asks the library about, as nginx/nginx.conf does with `error_page`.
 const RETRIED: [u64; 10] = [401, 402, 403, 408, 429, 500, 502, 503, 504, 529];
 
-fn main() {
-    let settings = std::env::args().nth(1).expect("replay SETTINGS");
-    let engine = Engine::open(Settings::parse(settings.as_bytes()).expect("settings")).expect("files");
+fn main() -> Result<(), Box<dyn Error>> {
+    let settings = std::env::args().nth(1).ok_or("replay SETTINGS")?;
+    let engine = Engine::open(Settings::parse(settings.as_bytes())?)?;
     for line in std::io::stdin().lock().lines() {
-        let exchange: Value = serde_json::from_str(&line.expect("a line")).expect("JSON");
-        writeln!(std::io::stdout(), "{}", replay(&engine, &exchange)).expect("standard output");
+        let exchange: Value = serde_json::from_str(&line?)?;
+        writeln!(std::io::stdout(), "{}", replay(&engine, &exchange)?)?;
     }
+    Ok(())
 }
 
-fn replay(engine: &Engine, exchange: &Value) -> Value {
+fn replay(engine: &Engine, exchange: &Value) -> Result<Value, Box<dyn Error>> {
     let body = exchange["body"].as_str().unwrap_or_default();
     let mut head = exchange["path"].as_str().unwrap_or_default().to_owned();
     for (name, value) in headers(exchange) {
@@ -30,7 +32,7 @@ fn replay(engine: &Engine, exchange: &Value) -> Value {
     }
     let (mut request, step) = match Request::begin(engine, head.as_bytes(), body.as_bytes()) {
         Ok(begun) => begun,
-        Err(step) => return ended(vec![], step, None),
+        Err(step) => return Ok(ended(vec![], step, None)),
     };
     let mut step = match step {
         Step::Admit(_) => request.admitted(200, exchange["admission"].as_str().unwrap_or_default().as_bytes()),
@@ -41,10 +43,10 @@ fn replay(engine: &Engine, exchange: &Value) -> Value {
     loop {
         let Step::Try(attempt) = &step else {
             let status = if let Step::Refuse { status, .. } = &step { *status } else { 0 };
-            return ended(attempts, step, request.end(status, false, true));
+            return Ok(ended(attempts, step, request.end(status, false, true)));
         };
         attempts.push(sent(exchange, attempt, body, &request));
-        let answer = answers.next().expect("an answer for each attempt");
+        let answer = answers.next().ok_or("there are more attempts than answers")?;
         let status = answer["status"].as_u64().unwrap_or(0);
         if RETRIED.contains(&status) {
             step = request.next(&Failed { status: status as u16, from_upstream: true, is_last: false, retry_after_ms: None, body: b"" });
@@ -52,7 +54,7 @@ fn replay(engine: &Engine, exchange: &Value) -> Value {
         }
         let (told, body) = answered(&mut request, answer, status as u16);
         let row = request.end(status as u16, false, answer["cut"] != true);
-        return json!({ "attempts": attempts, "status": status, "body": body, "told": told, "row": row });
+        return Ok(json!({ "attempts": attempts, "status": status, "body": body, "told": told, "row": row }));
     }
 }
 

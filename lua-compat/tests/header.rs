@@ -43,7 +43,8 @@ fn declarations(header: &str) -> String {
     let mut rest = header;
     while let Some(at) = rest.find("/*") {
         text.push_str(&rest[..at]);
-        rest = &rest[at + rest[at..].find("*/").unwrap() + 2..];
+        let Some(length) = rest[at..].find("*/") else { break };
+        rest = &rest[at + length + 2..];
     }
     text.push_str(rest);
     let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
