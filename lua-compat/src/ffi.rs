@@ -33,7 +33,7 @@ pub const LAST: u32 = 2;
 
 /// A request behind a C handle, with its last result.
 pub struct Handle {
-    request: Option<Request>,
+    request: Option<Box<Request>>,
     result: Vec<u8>,
 }
 

@@ -130,7 +130,7 @@ pub struct Passage {
 
 impl Request {
     /// Reads a request. `Err`: the answer to give instead.
-    pub fn begin(engine: &Engine, head: &[u8], body: &[u8]) -> Result<(Request, Step), Step> {
+    pub fn begin(engine: &Engine, head: &[u8], body: &[u8]) -> Result<(Box<Request>, Step), Step> {
         let started_ms = now_ms();
         engine.arm(started_ms);
         let head = Head::parse(head);
@@ -154,7 +154,8 @@ impl Request {
         let request_id = RequestId::new(started_ms, random).text().as_str().to_owned();
         let observes = head.observe;
         let prompt_tokens = outbound::prompt_tokens(peek.model.as_deref().unwrap_or_default(), &peek);
-        let mut request = Request {
+        // Boxed: it is some thousand bytes, and goes through several hands.
+        let mut request = Box::new(Request {
             engine: engine.clone(),
             snapshot: engine.inner.snapshot.load_full(),
             who: Who::of_proxy(head.account.as_deref(), head.tier.as_deref()),
@@ -176,7 +177,7 @@ impl Request {
             first_event_ms: None,
             unknown: engine.away().is_some() && !observes,
             ended: false,
-        };
+        });
         engine.inner.counts.open.fetch_add(1, Relaxed);
         let step = match engine.away() {
             _ if request.observed.is_some() => Step::Pass,
