@@ -3,14 +3,14 @@
 use crate::admin::Admin;
 use crate::auth::jwt::Jwt;
 use crate::cli::Failure;
-use crate::config::load::Files;
+use crate::config::load::{Files, Fingerprint};
 use crate::config::problem::Problem;
 use crate::config::weir_toml::{Settings, StoreUrl};
 use crate::engine::catalog::SecretRef;
 use crate::proxy::Proxy;
 use crate::proxy::body::InFlight;
 use crate::proxy::client_ids::ClientIds;
-use crate::proxy::gateway::{Drain, Gateway, Limiters, Reload, Reloads};
+use crate::proxy::gateway::{self, Drain, Gateway, Limiters, Reload, Reloads};
 use crate::proxy::idempotency::Answers;
 use crate::proxy::plugin::{Admissions, Plugin};
 use crate::proxy::queue::Queue;
@@ -73,7 +73,7 @@ pub struct Listening {
 
 /// Loads the hot files once. All problems are reported.
 pub fn load_catalog(settings: &Settings) -> Result<crate::engine::catalog::Catalog, Vec<Problem>> {
-    files(settings).load()
+    gateway::load(&files(settings), &mut Fingerprint::default())
 }
 
 /// Opens the store the settings name.

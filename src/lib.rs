@@ -12,7 +12,7 @@
 //! | 4 | `cli`, `app` | arguments, and the one place where the parts are put together |
 //! | 3 | `admin` | operators: API, console, metrics page, health |
 //! | 2 | `proxy` | the only floor that knows Pingora: the life of a request |
-//! | 1 | [`config`], `store`, `auth`, `export`, `telemetry` | files, disk, database, crypto, Prometheus, the clock |
+//! | 1 | [`config`], `store`, `auth`, `export`, `telemetry`, `policy` | files, disk, database, crypto, Prometheus, the clock, Lua |
 //! | 0 | [`engine`] | decisions and counting: no I/O, no clock, no tasks |
 //!
 //! Floor 0, and the part of `config` that turns text into a catalog, build alone (`--no-default-features`): that is what the
@@ -45,6 +45,8 @@ pub mod auth;
 pub mod cli;
 #[cfg(feature = "gateway")]
 pub mod export;
+#[cfg(feature = "lua-policy")]
+pub mod policy;
 #[cfg(feature = "gateway")]
 pub mod proxy;
 #[cfg(feature = "gateway")]

@@ -85,8 +85,8 @@ struct Seen {
 impl Engine {
     /// Loads the files. Errors: every problem, a line each.
     pub fn open(settings: Settings) -> Result<Engine, String> {
-        let files = settings.files.fingerprint();
-        let catalog = settings.files.load().map_err(|problems| lines(&problems))?;
+        let mut files = settings.files.fingerprint(&Fingerprint::default());
+        let catalog = settings.files.load(&mut files).map_err(|problems| lines(&problems))?;
         let (keys, watched) = read_keys(&catalog);
         let inner = Inner {
             settings,
@@ -195,13 +195,14 @@ impl Engine {
 impl Inner {
     fn reload_if_changed(&self) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let files = self.settings.files.fingerprint();
+        let mut files = self.settings.files.fingerprint(&seen.files);
         let keys_same = seen.keys.iter().all(|(path, was)| stamp(path) == *was);
         if files == seen.files && keys_same {
             return;
         }
+        let loaded = self.settings.files.load(&mut files);
         seen.files = files;
-        match self.settings.files.load() {
+        match loaded {
             Ok(mut catalog) => {
                 catalog.adopt(&self.snapshot.load().catalog);
                 let (keys, watched) = read_keys(&catalog);

@@ -12,7 +12,7 @@ pub(crate) use providers::from_folder;
 
 use super::problem::Problem;
 use super::walk::{File, Table, nearest};
-use crate::engine::catalog::{Catalog, Retry, Routing};
+use crate::engine::catalog::{Catalog, LuaPolicy, OnPolicyError, Retry, Routing};
 use crate::engine::price::Price;
 use rustc_hash::FxHashMap;
 use std::cell::Cell;
@@ -71,6 +71,10 @@ fn read<'a>(root: &mut Table<'a>, file: &str, catalog: &mut Catalog) {
         table.finish();
     }
     let folder = Path::new(file).parent().unwrap_or(Path::new(""));
+    if let Some(mut table) = root.table("policy") {
+        catalog.lua_policy = table.table("lua").and_then(|lua| lua_policy(lua, folder)).map(Arc::new);
+        table.finish();
+    }
     for (name, table) in root.tables("provider") {
         catalog.providers.insert(name.into(), Arc::new(providers::read(name, table, folder)));
     }
@@ -132,6 +136,18 @@ impl Names<'_> {
         }
         found
     }
+}
+
+/// A rule that is not applied must not look as if it were: what cannot run a policy takes no file that names one.
+fn lua_policy(mut table: Table<'_>, folder: &Path) -> Option<LuaPolicy> {
+    table.require("file", "\"policy.lua\"");
+    let file = table.string("file").map(|file| folder.join(file).to_string_lossy().into());
+    let on_error = table.choice("on_error", &[("refuse", OnPolicyError::Refuse), ("pass", OnPolicyError::Pass)]).unwrap_or_default();
+    if !cfg!(feature = "lua-policy") {
+        table.problem("", "this build runs no Lua policies: build weir with --features lua-policy, or take this table out");
+    }
+    table.finish();
+    Some(LuaPolicy { file: file?, text: Box::default(), on_error })
 }
 
 fn retry<'a>(table: &mut Table<'a>) -> Retry {

@@ -48,8 +48,6 @@ pub struct Settings {
     pub prices_file: PathBuf,
     /// Replays of answers by `Idempotency-Key`; `None`: off.
     pub idempotency: Option<Idempotency>,
-    /// The Lua policy file, when configured (and built in).
-    pub lua_policy: Option<PathBuf>,
 }
 
 /// Bounds of the process.
@@ -180,7 +178,6 @@ fn read<'a>(root: &mut Table<'a>, folder: PathBuf) -> Settings {
         routing_file,
         prices_file,
         idempotency: idempotency(root),
-        lua_policy: lua_policy(root, &folder),
         listen,
         auth,
         folder,
@@ -312,19 +309,6 @@ fn idempotency(root: &mut Table<'_>) -> Option<Idempotency> {
     }
     table.finish();
     enabled.then_some(bounds)
-}
-
-fn lua_policy(root: &mut Table<'_>, folder: &Path) -> Option<PathBuf> {
-    let mut policy = root.table("policy")?;
-    let file = policy.table("lua").and_then(|mut lua| {
-        lua.require("file", "\"policy.lua\"");
-        let file = lua.string("file").map(|file| folder.join(file));
-        lua.problem("", "Lua policy is not built yet: take this table out; a rule that is not applied must not look as if it were");
-        lua.finish();
-        file
-    });
-    policy.finish();
-    file
 }
 
 /// A size of at least `least` bytes.

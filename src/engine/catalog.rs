@@ -30,6 +30,30 @@ pub struct Catalog {
     pub retry: Retry,
     /// Rules for names nobody configured.
     pub routing: Routing,
+    /// The operator's Lua policy, when there is one.
+    pub lua_policy: Option<Arc<LuaPolicy>>,
+}
+
+/// A Lua policy as its file has it. The engine does not run it: it travels with the snapshot so that both are swapped as one, and
+/// that a request keeps the one it began with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LuaPolicy {
+    /// The file's path.
+    pub file: Box<str>,
+    /// Its text, read together with `routing.toml`; empty in a catalog that was made from text alone.
+    pub text: Box<str>,
+    /// What to do with a request whose handler fails.
+    pub on_error: OnPolicyError,
+}
+
+/// What becomes of a request when its policy's handler fails.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnPolicyError {
+    /// It is refused, or its answer ends: a rule that cannot be applied is not skipped.
+    #[default]
+    Refuse,
+    /// It goes on as if there were no such handler.
+    Pass,
 }
 
 /// A configured provider: where it is and how to treat it.
@@ -296,6 +320,10 @@ impl Catalog {
     /// Takes over from `old` what outlives a reload: the live state of providers and targets of the same name. Called once,
     /// before this catalog is shared.
     pub fn adopt(&mut self, old: &Catalog) {
+        // The same policy is the same one: whoever runs it keeps what was made for it.
+        if self.lua_policy == old.lua_policy {
+            self.lua_policy.clone_from(&old.lua_policy);
+        }
         for (name, provider) in &mut self.providers {
             if let Some(before) = old.providers.get(name) {
                 Arc::make_mut(provider).state = Arc::clone(&before.state);

@@ -236,6 +236,13 @@ pub enum Refusal {
         /// When to come again.
         retry_after_ms: u64,
     },
+    /// The operator's policy says no.
+    Policy {
+        /// The status it chose, 400 to 599.
+        status: u16,
+    },
+    /// The operator's policy failed, so that nobody knows what it would have said.
+    PolicyFailed,
     /// A defect or a failed disk; nothing the caller could do.
     Internal,
 }
@@ -372,6 +379,8 @@ impl Refusal {
             Refusal::Draining => row(503, SERVER, Some("draining"), "overloaded_error", "draining"),
             Refusal::Overloaded { .. } => row(503, SERVER, Some("overloaded"), "overloaded_error", "overloaded"),
             Refusal::LedgerStopped { .. } => row(503, SERVER, Some("ledger_unavailable"), "api_error", "ledger_stopped"),
+            Refusal::Policy { status } => policy(*status),
+            Refusal::PolicyFailed => row(500, SERVER, Some("policy_failed"), "api_error", "policy_failed"),
             Refusal::Internal => row(500, SERVER, None, "api_error", "internal"),
         }
     }
@@ -445,6 +454,24 @@ impl Refusal {
 
 const fn payment(reason: &'static str) -> Row {
     row(402, "insufficient_quota", Some("insufficient_quota"), "billing_error", reason)
+}
+
+/// A status that a policy chose, in the types that clients know for it.
+const fn policy(status: u16) -> Row {
+    const INVALID: &str = "invalid_request_error";
+    let (openai_type, anthropic_type) = match status {
+        401 => (INVALID, "authentication_error"),
+        402 => ("insufficient_quota", "billing_error"),
+        403 => ("permission_error", "permission_error"),
+        404 => (INVALID, "not_found_error"),
+        413 => (INVALID, "request_too_large"),
+        429 => ("requests", "rate_limit_error"),
+        503 | 529 => ("server_error", "overloaded_error"),
+        504 => ("server_error", "timeout_error"),
+        500.. => ("server_error", "api_error"),
+        _ => (INVALID, INVALID),
+    };
+    row(status, openai_type, Some("policy_refused"), anthropic_type, "policy")
 }
 
 impl RateLimit {

@@ -45,7 +45,8 @@ pub struct Share {
 }
 
 impl Share {
-    fn grow_to(&mut self, bytes: u64) -> Result<(), BodyError> {
+    /// Takes more, up to `bytes` in all.
+    pub fn grow_to(&mut self, bytes: u64) -> Result<(), BodyError> {
         let more = bytes.saturating_sub(self.bytes);
         if more > 0 {
             if !self.budget.take(more) {

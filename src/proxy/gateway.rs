@@ -194,12 +194,13 @@ impl Gateway {
     pub fn reload(&self, when: Reload) -> Result<Reloaded, Vec<Problem>> {
         // One reload at a time, and none of them on a request's path.
         let mut reloads = self.reloads.lock();
-        let seen = self.files.fingerprint();
+        let mut seen = self.files.fingerprint(&reloads.seen);
         if when == Reload::IfChanged && reloads.seen == seen {
             return Ok(Reloaded::Unchanged);
         }
+        let loaded = load(&self.files, &mut seen);
         reloads.seen = seen;
-        match self.files.load() {
+        match loaded {
             Ok(mut catalog) => {
                 catalog.adopt(&self.catalog.load());
                 self.read_keys(&catalog);
@@ -321,6 +322,16 @@ impl Gateway {
             out.extend_from_slice(b"]}");
         });
     }
+}
+
+/// Reads the hot files and checks them together, the Lua policy they name as well. All problems are reported.
+pub fn load(files: &Files, seen: &mut Fingerprint) -> Result<Catalog, Vec<Problem>> {
+    let catalog = files.load(seen)?;
+    #[cfg(feature = "lua-policy")]
+    if let Some(policy) = &catalog.lua_policy {
+        crate::policy::check(policy)?;
+    }
+    Ok(catalog)
 }
 
 /// When to load.

@@ -98,6 +98,9 @@ pub enum Stopped {
     Refused(Box<Refusal>, Option<Caller>),
     /// It was answered before: give that answer again.
     Answered(Box<Kept>, Caller),
+    /// The operator's policy answers it.
+    #[cfg(feature = "lua-policy")]
+    Decided(super::policed::Decided, Caller),
     /// The client went away.
     Gone,
 }
@@ -191,9 +194,18 @@ fn with_tier(catalog: &Catalog, key: Arc<CallerKey>) -> Result<Caller, Refusal> 
     Ok(Caller { key, tier })
 }
 
-/// Reads, checks and reserves. What it takes from limits and balances is given back when the admitted request ends.
-pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &Head) -> Result<Box<Admitted>, Stopped> {
-    let catalog = gateway.catalog.load_full();
+/// Reads, checks and reserves. What it takes from limits and balances is given back when the admitted request ends. `access`
+/// looks at the request of a known caller before it is asked what it wants: it may change its headers and body, or stop it.
+pub async fn admit<A>(
+    gateway: &Arc<Gateway>,
+    session: &mut ServerSession,
+    head: &Head,
+    catalog: Arc<Catalog>,
+    access: A,
+) -> Result<Box<Admitted>, Stopped>
+where
+    A: FnOnce(&mut ServerSession, &Caller, Bytes, &mut Share) -> Result<Bytes, Stopped>,
+{
     let caller = authenticate(gateway, session, &catalog, head.started_ms).await?;
     let refused = |refusal: Refusal| Stopped::Refused(Box::new(refusal), Some(caller.clone()));
     if let Some(client_id) = &head.client_id {
@@ -203,13 +215,14 @@ pub async fn admit(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
     let place =
         gateway.queue.enter(&caller.key.account_id, weight).await.map_err(|_| refused(Refusal::Overloaded { retry_after_ms: RETRY_MS }))?;
     let max_body = gateway.settings.limits.max_body_bytes;
-    let (body, share) = match body::read(session, max_body, &gateway.bodies).await {
+    let (body, mut share) = match body::read(session, max_body, &gateway.bodies).await {
         Ok(read) => read,
         Err(BodyError::TooLarge) => return Err(refused(Refusal::BodyTooLarge { limit_bytes: max_body })),
         Err(BodyError::Overloaded) => return Err(refused(Refusal::Overloaded { retry_after_ms: RETRY_MS })),
         Err(BodyError::TooSlow) => return Err(refused(Refusal::BodyTooSlow)),
         Err(BodyError::Gone) => return Err(Stopped::Gone),
     };
+    let body = access(session, &caller, body, &mut share)?;
     let peek = read_body(session, head.endpoint, &body).map_err(refused)?;
     let headers = &session.req_header().headers;
     let keeping = match begun(gateway, &caller, headers, head, &body).map_err(refused)? {

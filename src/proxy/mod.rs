@@ -18,6 +18,8 @@ pub mod ingress;
 pub mod models;
 pub mod own;
 pub mod plugin;
+#[cfg(feature = "lua-policy")]
+pub mod policed;
 pub mod probe;
 pub mod queue;
 pub mod race;
@@ -27,13 +29,16 @@ pub mod settle;
 pub mod together;
 pub mod upstream;
 
+use crate::engine::catalog::Catalog;
 use crate::engine::dialect::{Dialect, Endpoint};
 use crate::engine::limit::Standings;
 use crate::engine::refusal::Refusal;
 use crate::store::ledger::{End, Outcome};
 use async_trait::async_trait;
+use body::Share;
+use bytes::Bytes;
 use gateway::Gateway;
-use ingress::{Head, Stopped};
+use ingress::{Caller, Head, Stopped};
 use pingora_core::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
@@ -129,10 +134,24 @@ async fn refuse(gateway: &Gateway, session: &mut ServerSession, dialect: Dialect
 }
 
 async fn inference(gateway: &Arc<Gateway>, session: &mut ServerSession, endpoint: Endpoint) -> bool {
+    let catalog = gateway.catalog.load_full();
     let head = Head::new(endpoint, &session.req_header().headers);
+    #[cfg(feature = "lua-policy")]
+    if let Some(policy) = catalog.lua_policy.clone() {
+        return Box::pin(policed::serve(gateway, session, &head, catalog, policy)).await;
+    }
+    serve(gateway, session, &head, catalog, |_, _, body, _| Ok(body)).await
+}
+
+/// Serves an inference request, once `access` lets it in.
+async fn serve<A>(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &Head, catalog: Arc<Catalog>, access: A) -> bool
+where
+    A: FnOnce(&mut ServerSession, &Caller, Bytes, &mut Share) -> Result<Bytes, Stopped>,
+{
+    let endpoint = head.endpoint;
     // Boxed: what is over before a stream begins must not take room for as long as it runs.
-    match Box::pin(ingress::admit(gateway, session, &head)).await {
-        Ok(admitted) => exchange::serve(gateway, session, &head, admitted).await,
+    match Box::pin(ingress::admit(gateway, session, head, catalog, access)).await {
+        Ok(admitted) => exchange::serve(gateway, session, head, admitted).await,
         Err(Stopped::Gone) => false,
         Err(Stopped::Answered(kept, caller)) => {
             gateway.metrics.request(&gateway.metrics.of_none(), endpoint, kept.status);
@@ -145,18 +164,24 @@ async fn inference(gateway: &Arc<Gateway>, session: &mut ServerSession, endpoint
             let mut standings = Standings::default();
             if let Some(caller) = caller {
                 standings = ingress::standing(gateway, &caller, head.started_ms);
-                let outcome = Outcome {
-                    status: refusal.status(),
-                    end: End::Refused,
-                    duration_ms: head.started.elapsed().as_millis() as u64,
-                    ..Outcome::default()
-                };
-                // A refusal costs nothing; when even its row finds no room the answer is the same.
-                if let Ok(closed) = gateway.ledger.record(ingress::refused_facts(&head, &caller), outcome) {
-                    closed.safe().await;
-                }
+                record_refused(gateway, head, &caller, refusal.status()).await;
             }
-            exchange::write_refusal(session, Some(&head), endpoint.dialect(), &refusal, &standings).await
+            exchange::write_refusal(session, Some(head), endpoint.dialect(), &refusal, &standings).await
         }
+        #[cfg(feature = "lua-policy")]
+        Err(Stopped::Decided(decided, caller)) => {
+            gateway.metrics.refusals.with_label_values(&["policy"]).inc();
+            gateway.metrics.request(&gateway.metrics.of_none(), endpoint, decided.status);
+            record_refused(gateway, head, &caller, decided.status).await;
+            decided.write(session, head, &ingress::standing(gateway, &caller, head.started_ms)).await
+        }
+    }
+}
+
+/// The row of a request that no target was asked for. It costs nothing; when even it finds no room the answer is the same.
+async fn record_refused(gateway: &Gateway, head: &Head, caller: &Caller, status: u16) {
+    let outcome = Outcome { status, end: End::Refused, duration_ms: head.started.elapsed().as_millis() as u64, ..Outcome::default() };
+    if let Ok(closed) = gateway.ledger.record(ingress::refused_facts(head, caller), outcome) {
+        closed.safe().await;
     }
 }

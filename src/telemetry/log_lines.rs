@@ -71,6 +71,18 @@ pub fn event(severity: Severity, what: &str, detail: &str) {
     });
 }
 
+/// Logs what a policy of the operator's says about a request; without one (`""`), as it is loaded.
+pub fn policy(severity: Severity, what: &str, request_id: &str, detail: &str) {
+    line(|out| {
+        let time = super::clock::rfc3339(super::clock::now_ms());
+        let _ = write!(out, "{{\"time\":\"{time}\",\"level\":\"{}\",\"event\":\"{what}\",\"request_id\":", severity.name());
+        string(out, request_id);
+        out.extend_from_slice(b",\"detail\":");
+        string(out, detail);
+        out.push(b'}');
+    });
+}
+
 /// Appends `text` as a JSON string.
 pub fn string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');

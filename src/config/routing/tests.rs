@@ -296,3 +296,30 @@ fn the_shipped_example_is_accepted() {
         assert!(!level.models.is_empty(), "{}", level.name);
     }
 }
+
+#[test]
+fn a_policy_is_named_with_its_folder_or_refused_where_it_cannot_run() {
+    let read = |text: &str| {
+        let (catalog, problems) = parse("conf/routing.toml", text, &FxHashMap::default());
+        (catalog.lua_policy, problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let (policy, problems) = read("[policy.lua]\nfile = \"rules/p.lua\"\non_error = \"pass\"\n");
+    let policy = policy.unwrap();
+    assert_eq!((&*policy.file, policy.on_error), ("conf/rules/p.lua", OnPolicyError::Pass));
+    if cfg!(feature = "lua-policy") {
+        assert!(problems.is_empty(), "{problems:?}");
+    } else {
+        assert!(
+            problems[0].starts_with("conf/routing.toml:1: policy.lua:") && problems[0].contains("--features lua-policy"),
+            "{problems:?}"
+        );
+    }
+    for (text, expected) in [
+        ("[policy.lua]\n", "policy.lua.file: missing"),
+        ("[policy.lua]\nfile = \"p.lua\"\non_error = \"ignore\"\n", "is not one of refuse, pass"),
+        ("[policy]\nfile = \"p.lua\"\n", "policy.file: unknown key"),
+    ] {
+        let problems = read(text).1;
+        assert!(problems.iter().any(|problem| problem.contains(expected)), "{text}: {problems:?}");
+    }
+}

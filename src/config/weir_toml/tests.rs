@@ -162,11 +162,6 @@ fn what_makes_no_sense_says_so() {
 }
 
 #[test]
-fn a_lua_policy_is_not_ignored_in_silence() {
-    check_problems("[policy.lua]\nfile = \"p.lua\"\n", &["policy.lua: Lua policy is not built yet"]);
-}
-
-#[test]
 fn a_file_that_cannot_be_read_is_a_problem() {
     let problems = load(Path::new("/nowhere/weir.toml")).unwrap_err();
     assert!(problems[0].to_string().starts_with("/nowhere/weir.toml:1: cannot be read"), "{problems:?}");

@@ -61,6 +61,10 @@ fn all() -> Vec<Refusal> {
         Refusal::Draining,
         Refusal::Overloaded { retry_after_ms: 500 },
         Refusal::LedgerStopped { retry_after_ms: 500 },
+        Refusal::Policy { status: 403 },
+        Refusal::Policy { status: 451 },
+        Refusal::Policy { status: 503 },
+        Refusal::PolicyFailed,
         Refusal::Internal,
     ]
 }

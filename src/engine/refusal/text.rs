@@ -200,6 +200,12 @@ fn upstream(refusal: &Refusal, f: &mut Formatter<'_>) -> fmt::Result {
         Refusal::LedgerStopped { retry_after_ms } => {
             write!(f, "The account cannot be kept right now, so nothing is served. Please try again in {}.", Wait(*retry_after_ms))
         }
+        Refusal::Policy { status } => {
+            write!(f, "A rule of this gateway's operator refuses this request (status {status}). Ask the operator what it allows.")
+        }
+        Refusal::PolicyFailed => {
+            f.write_str("A rule of this gateway's operator failed, so this request was not served. Tell the operator its request id.")
+        }
         _ => f.write_str("Something went wrong here; it is not your request's fault. Try again."),
     }
 }
