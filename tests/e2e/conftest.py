@@ -100,6 +100,7 @@ class Weir:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
+        self.program = WEIR
         self.port, self.admin_port = free_port(), free_port()
         self.admin_token = "admin-" + secrets.token_hex(16)
         self.master_key = __import__("base64").b64encode(secrets.token_bytes(32)).decode()
@@ -143,7 +144,7 @@ class Weir:
 
     def command(self, *words, stdin: str = "", check: bool = True, config: bool = True) -> subprocess.CompletedProcess:
         """Runs a command of the program."""
-        words = [str(WEIR), *words] + (["--config", str(self.config)] if config else [])
+        words = [str(self.program), *words] + (["--config", str(self.config)] if config else [])
         done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=60, env=self._env(), cwd=self.folder)
         assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -155,7 +156,7 @@ class Weir:
         """Starts `weir serve`."""
         self.starts += 1
         self.log = open(self.folder / f"weir.{self.starts}.log", "wb")
-        words = [str(WEIR), "serve", "--config", str(self.config)]
+        words = [str(self.program), "serve", "--config", str(self.config)]
         self.process = subprocess.Popen(words, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, env=self._env(), cwd=self.folder)
         if wait:
             until(self._ready, 30, "/readyz")
