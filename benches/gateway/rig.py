@@ -30,7 +30,9 @@ MOCK = "127.0.0.1:9700"
 PATH = "/v1/chat/completions"
 # As many streams as a gateway can have open with 20,000 descriptors, the hard limit of many containers: two each, and a rest.
 STREAMS_MAX = 9_800
-PORTS = {"bare": 9701, "nginx": 9703, "haproxy": 9704}
+PORTS = {"bare": 9701, "nginx": 9703, "haproxy": 9704, "litellm": 9705, "portkey": 9706}
+# Installed by `peers`.
+PEERS = ("litellm", "portkey", "tensorzero")
 # Weirs have two ports each from here on.
 WEIR_PORT = 9720
 
@@ -82,6 +84,45 @@ frontend callers
 backend provider
   server mock {mock} maxconn 9900 pool-max-conn -1
 """
+
+# One worker, nothing logged, nothing retried.
+LITELLM = """model_list:
+  - model_name: gpt-4o-mini
+    litellm_params: {{ model: openai/gpt-4o-mini, api_base: "http://{mock}/v1", api_key: sk-mock }}
+litellm_settings: {{ num_retries: 0, telemetry: false }}
+router_settings: {{ disable_cooldowns: true }}
+general_settings: {{ master_key: sk-bench }}
+"""
+LITELLM_ENVIRONMENT = {"LITELLM_MODE": "PRODUCTION", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"}
+
+# Portkey has no option to listen on one address only.
+PORTKEY = """const { Server } = require("net");
+const { listen } = Server.prototype;
+Server.prototype.listen = function (first, ...rest) {
+  if (typeof first === "object") return listen.call(this, { ...first, host: "127.0.0.1" }, ...rest);
+  return listen.call(this, { port: first, host: "127.0.0.1" }, rest.find((one) => typeof one === "function"));
+};
+"""
+
+TENSORZERO = """[gateway]
+observability.enabled = false
+[models."gpt-4o-mini"]
+routing = ["mock"]
+[models."gpt-4o-mini".providers.mock]
+type = "openai"
+model_name = "gpt-4o-mini"
+api_base = "http://{mock}/v1/"
+api_key_location = "none"
+"""
+
+# The wheel's gateway chooses its port, and says it.
+TENSORZERO_START = """import signal
+from tensorzero import tensorzero
+gateway = tensorzero._start_http_gateway(config_file="tensorzero.toml", clickhouse_url=None, postgres_url=None, valkey_url=None, async_setup=False)
+print("base_url", gateway.base_url, flush=True)
+signal.pause()
+"""
+TENSORZERO_MODEL = "tensorzero::model_name::gpt-4o-mini"
 
 WEIR = """[listen]
 proxy = ["127.0.0.1:{port}"]
@@ -185,8 +226,8 @@ class Weir:
         os.replace(path, self.dir / name)
 
 
-def post(url, headers):
-    body = json.dumps({"model": "gpt-4o-mini", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}).encode()
+def post(url, headers, model="gpt-4o-mini"):
+    body = json.dumps({"model": model, "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}).encode()
     request = urllib.request.Request(url, body, {"content-type": "application/json", **headers})
     with urllib.request.urlopen(request, timeout=5) as answer:
         return answer.read()
@@ -267,6 +308,8 @@ class Rig:
         self.prefix = ["chrt", "-r", "1"] if options.realtime else []
         self.running = {}
         self.headers = {}
+        # What a gateway calls the model, where not gpt-4o-mini.
+        self.models = {}
         self.weirs = {}
         self.mock = None
 
@@ -301,6 +344,8 @@ class Rig:
     def url(self, system):
         if system.startswith("weir"):
             return f"http://127.0.0.1:{self.weir_named(system).port}{PATH}"
+        if system == "tensorzero":
+            return re.search(r"^base_url (.*)$", (self.dir / "tensorzero.log").read_text(), re.M)[1] + PATH.removeprefix("/v1")
         return f"http://{MOCK if system == 'direct' else '127.0.0.1:' + str(PORTS[system])}{PATH}"
 
     def weir_named(self, system, **settings):
@@ -328,7 +373,28 @@ class Rig:
         if system == "haproxy":
             (self.dir / "haproxy.cfg").write_text(HAPROXY.format(**fill))
             return ["haproxy", "-f", self.dir / "haproxy.cfg"]
-        sys.exit(f"unknown system {system}: direct, weir, {', '.join(PORTS)}")
+        if system in PEERS:
+            return self.peer(system, RESULTS / "peers" / system, fill)
+        sys.exit(f"unknown system {system}: direct, weir, tensorzero, {', '.join(PORTS)}")
+
+    def peer(self, system, folder, fill):
+        if not (folder / "stamp").exists():
+            sys.exit(f"{system} is not installed: benches/gateway/peers")
+        if system == "litellm":
+            (self.dir / "litellm.yaml").write_text(LITELLM.format(**fill))
+            self.headers[system] = {"authorization": "Bearer sk-bench"}
+            words = ["--config", self.dir / "litellm.yaml", "--host", "127.0.0.1", "--port", fill["port"], "--num_workers", "1"]
+            return ["env", *(f"{name}={value}" for name, value in LITELLM_ENVIRONMENT.items()), folder / "bin" / "litellm", *words]
+        if system == "portkey":
+            (self.dir / "loopback.js").write_text(PORTKEY)
+            self.headers[system] = {"authorization": "Bearer sk-mock", "x-portkey-provider": "openai", "x-portkey-custom-host": f"http://{MOCK}/v1"}
+            program = folder / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
+            return ["env", "NODE_ENV=production", "node", "--require", self.dir / "loopback.js", program, f"--port={fill['port']}", "--headless"]
+        (self.dir / "tensorzero.toml").write_text(TENSORZERO.format(**fill))
+        (self.dir / "start-tensorzero.py").write_text(TENSORZERO_START)
+        (self.dir / "tensorzero.log").unlink(missing_ok=True)
+        self.models[system] = TENSORZERO_MODEL
+        return [folder / "bin" / "python", self.dir / "start-tensorzero.py"]
 
     def weir(self, system, *arguments, stdin=""):
         """A command of weir's beside the server; its output."""
@@ -338,7 +404,7 @@ class Rig:
             sys.exit(f"weir {' '.join(arguments)}: {done.stderr}")
         return done.stdout
 
-    def start(self, system, under=(), seconds=20):
+    def start(self, system, under=(), seconds=60):
         """Starts a gateway, `under` a tool if one is named, and waits until it listens."""
         if system == "direct" or system in self.running:
             return
@@ -355,7 +421,8 @@ class Rig:
                 return
             except urllib.error.HTTPError:
                 return
-            except OSError:
+            except (OSError, TypeError):
+                # Refused; or it has not said its port yet.
                 pass
         sys.exit(f"{system} does not answer: {(self.dir / (system + '.log')).read_text()[-2000:]}")
 
@@ -365,13 +432,15 @@ class Rig:
             self.end(process)
 
     def ask_once(self, system):
-        post(self.url(system), self.headers.get(system, {}))
+        post(self.url(system), self.headers.get(system, {}), self.models.get(system, "gpt-4o-mini"))
 
     def load(self, system, words, watch=True):
         """Puts a load on a gateway; what the load generator reports, with `errors` set if it could not."""
         command = self.prefix + ["taskset", "-c", "1", str(self.bin / "load"), "--url", self.url(system), *(str(word) for word in words)]
         for name, value in self.headers.get(system, {}).items():
             command += ["--header", f"{name}: {value}"]
+        if system in self.models:
+            command += ["--model", self.models[system]]
         if watch and system in self.running:
             command += ["--pid", str(self.running[system].pid)]
         result = subprocess.run(command, capture_output=True, text=True)
