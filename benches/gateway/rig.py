@@ -283,7 +283,8 @@ def prepare(options, systems):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options.weir = os.path.abspath(options.weir)
     if not options.bin:
-        subprocess.run(["cargo", "build", "--release", "--quiet", "--manifest-path", str(HERE / "Cargo.toml")], check=True)
+        features = [] if "bare" in systems else ["--no-default-features"]
+        subprocess.run(["cargo", "build", "--release", "--quiet", *features, "--manifest-path", str(HERE / "Cargo.toml")], check=True)
     if "weir" in systems and not os.path.exists(options.weir):
         sys.exit(f"{options.weir} is not there: cargo build --release, or --weir PATH")
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -430,6 +431,12 @@ class Rig:
         process = self.running.pop(system, None)
         if process:
             self.end(process)
+
+    def metric(self, system, name):
+        """The samples of one of a weir's metrics: labels as they are written, and value."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.weirs[system].port + 1}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().split("\n")
+        return {line[len(name):].rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{")}
 
     def ask_once(self, system):
         post(self.url(system), self.headers.get(system, {}), self.models.get(system, "gpt-4o-mini"))
