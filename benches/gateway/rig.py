@@ -14,6 +14,7 @@ import resource
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -409,7 +410,12 @@ class Rig:
         """Starts a gateway, `under` a tool if one is named, and waits until it listens."""
         if system == "direct" or system in self.running:
             return
-        process = self.launch(system, 0, [*under, *self.command(system)])
+        command = self.command(system)
+        port = self.weirs[system].port if system in self.weirs else PORTS.get(system)
+        # Pingora's listeners share a port with whoever has it: half the load would go there.
+        if port and socket.socket().connect_ex(("127.0.0.1", port)) == 0:
+            sys.exit(f"{system}: somebody listens on port {port} already")
+        process = self.launch(system, 0, [*under, *command])
         self.running[system] = process
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
