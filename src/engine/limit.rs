@@ -107,6 +107,8 @@ const CONCURRENT_RETRY_MS: u64 = 1_000;
 /// What to say when the limit is zero: nothing will ever pass, so ask to come back in a day at the earliest.
 const NEVER_RETRY_MS: u64 = 86_400_000;
 const NS_IN_MS: u64 = 1_000_000;
+/// Room for the longest common `x-ratelimit-reset-*`: `23h59m59.999s`.
+const RESET_BYTES: usize = 16;
 const MINUTE_NS: u64 = 60_000 * NS_IN_MS;
 const DAY_NS: u64 = 86_400_000 * NS_IN_MS;
 
@@ -328,20 +330,31 @@ impl Which {
 }
 
 impl Standing {
-    /// `reset_ms` as OpenAI's headers write it: `120ms`, `1s`, `8.64s`, `6m0s`, `1h0m0s` (the format of Go's durations).
-    pub fn reset(&self) -> String {
+    /// Appends `reset_ms` as OpenAI's headers write it: `120ms`, `1s`, `8.64s`, `6m0s`, `1h0m0s` (the format of Go's durations).
+    pub fn reset(&self, out: &mut String) {
+        let mut number = itoa::Buffer::new();
+        let mut put = |value: u64, unit: &str| {
+            out.push_str(number.format(value));
+            out.push_str(unit);
+        };
         let (seconds, ms) = (self.reset_ms / 1_000, self.reset_ms % 1_000);
         if seconds == 0 && ms > 0 {
-            return format!("{ms}ms");
+            return put(ms, "ms");
         }
-        let fraction = format!(".{ms:03}");
-        let fraction = if ms == 0 { "" } else { fraction.trim_end_matches('0') };
         let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
-        match (hours, minutes) {
-            (0, 0) => format!("{seconds}{fraction}s"),
-            (0, minutes) => format!("{minutes}m{seconds}{fraction}s"),
-            (hours, minutes) => format!("{hours}h{minutes}m{seconds}{fraction}s"),
+        if hours > 0 {
+            put(hours, "h");
         }
+        if hours > 0 || minutes > 0 {
+            put(minutes, "m");
+        }
+        put(seconds, "");
+        if ms > 0 {
+            let digits = [b'.', b'0' + (ms / 100) as u8, b'0' + (ms / 10 % 10) as u8, b'0' + (ms % 10) as u8];
+            let fraction = std::str::from_utf8(&digits).unwrap_or_default();
+            out.push_str(fraction.trim_end_matches('0'));
+        }
+        out.push('s');
     }
 }
 
@@ -352,16 +365,17 @@ impl Standings {
     }
 
     /// Hands each `x-ratelimit-*` header to `put`, named as OpenAI names them.
-    pub fn headers(&self, mut put: impl FnMut(&'static str, String)) {
-        if let Some(requests) = &self.requests {
-            put("x-ratelimit-limit-requests", requests.limit.to_string());
-            put("x-ratelimit-remaining-requests", requests.remaining.to_string());
-            put("x-ratelimit-reset-requests", requests.reset());
-        }
-        if let Some(tokens) = &self.tokens {
-            put("x-ratelimit-limit-tokens", tokens.limit.to_string());
-            put("x-ratelimit-remaining-tokens", tokens.remaining.to_string());
-            put("x-ratelimit-reset-tokens", tokens.reset());
+    pub fn headers(&self, mut put: impl FnMut(&'static str, &str)) {
+        const REQUESTS: [&str; 3] = ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"];
+        const TOKENS: [&str; 3] = ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
+        let (mut number, mut reset) = (itoa::Buffer::new(), String::with_capacity(RESET_BYTES));
+        for (standing, [limit, remaining, until]) in [(&self.requests, REQUESTS), (&self.tokens, TOKENS)] {
+            let Some(standing) = standing else { continue };
+            put(limit, number.format(standing.limit));
+            put(remaining, number.format(standing.remaining));
+            reset.clear();
+            standing.reset(&mut reset);
+            put(until, &reset);
         }
     }
 }
@@ -481,7 +495,11 @@ mod tests {
 
     #[test]
     fn resets_are_written_as_openai_writes_them() {
-        let check = |reset_ms: u64, text: &str| assert_eq!(Standing { limit: 1, remaining: 0, reset_ms }.reset(), text);
+        let check = |reset_ms: u64, text: &str| {
+            let mut reset = String::new();
+            Standing { limit: 1, remaining: 0, reset_ms }.reset(&mut reset);
+            assert_eq!(reset, text);
+        };
         check(0, "0s");
         check(120, "120ms");
         check(1_000, "1s");

@@ -84,7 +84,7 @@ impl Usd {
 
     /// Cents as a decimal string with up to ten decimals: what Lago's `precise_total_amount_cents` takes.
     pub fn cents(self) -> String {
-        plain(self.0, USD_DECIMALS - 2)
+        AmountText::new(self.0, USD_DECIMALS - 2).as_str().to_owned()
     }
 }
 
@@ -265,34 +265,103 @@ pub(crate) fn number(text: &str, decimals: u32) -> Option<(i128, bool)> {
     (amount < limit).then_some((if negative { -amount } else { amount }, exact))
 }
 
-/// `amount / 10^decimals` as a plain decimal string without zeros at the end.
-fn plain(amount: i128, decimals: u32) -> String {
-    let unit = 10u128.pow(decimals);
-    let size = amount.unsigned_abs();
-    let sign = if amount < 0 { "-" } else { "" };
-    let fraction = format!("{:0width$}", size % unit, width = decimals as usize);
-    match fraction.trim_end_matches('0') {
-        "" => format!("{sign}{}", size / unit),
-        fraction => format!("{sign}{}.{fraction}", size / unit),
+/// The longest amount: a sign, the 39 digits of 128 bits, a zero before the point, and the point.
+const TEXT_BYTES_MAX: usize = 42;
+
+/// An amount as a plain decimal text without zeros at its end, on the stack.
+#[derive(Debug, Clone, Copy)]
+pub struct AmountText {
+    bytes: [u8; TEXT_BYTES_MAX],
+    start: usize,
+}
+
+impl AmountText {
+    /// `amount / 10^decimals`; at most 38 decimals.
+    fn new(amount: i128, decimals: u32) -> AmountText {
+        let (mut bytes, mut start) = ([0; TEXT_BYTES_MAX], TEXT_BYTES_MAX);
+        let mut put = |byte| {
+            start -= 1;
+            bytes[start] = byte;
+        };
+        let mut digits = Digits(amount.unsigned_abs());
+        let mut is_shown = false;
+        for _ in 0..decimals.min(38) {
+            let digit = digits.last();
+            is_shown |= digit != 0;
+            if is_shown {
+                put(b'0' + digit);
+            }
+        }
+        if is_shown {
+            put(b'.');
+        }
+        put(b'0' + digits.last());
+        while digits.0 > 0 {
+            put(b'0' + digits.last());
+        }
+        if amount < 0 {
+            put(b'-');
+        }
+        AmountText { bytes, start }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        // Digits, a point and a sign are ASCII, so the fallback is never taken.
+        std::str::from_utf8(&self.bytes[self.start..]).unwrap_or_default()
+    }
+}
+
+/// A number that gives its digits away, the last one first.
+struct Digits(u128);
+
+impl Digits {
+    fn last(&mut self) -> u8 {
+        // Most amounts fit 64 bits, where a division is one instruction.
+        match u64::try_from(self.0) {
+            Ok(small) => {
+                self.0 = u128::from(small / 10);
+                (small % 10) as u8
+            }
+            Err(_) => {
+                let digit = (self.0 % 10) as u8;
+                self.0 /= 10;
+                digit
+            }
+        }
+    }
+}
+
+impl Usd {
+    /// The amount in dollars, without an allocation.
+    pub fn text(self) -> AmountText {
+        AmountText::new(self.0, USD_DECIMALS)
+    }
+}
+
+impl Credits {
+    /// The amount in credits, without an allocation.
+    pub fn text(self) -> AmountText {
+        AmountText::new(i128::from(self.0), CREDIT_DECIMALS)
     }
 }
 
 impl fmt::Display for Usd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&plain(self.0, USD_DECIMALS))
+        f.pad(self.text().as_str())
     }
 }
 
 impl fmt::Display for Credits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&plain(i128::from(self.0), CREDIT_DECIMALS))
+        f.pad(self.text().as_str())
     }
 }
 
 impl fmt::Display for Factor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A hand-made scale beyond what `parse` yields is shown as far as 128 bits reach.
-        f.pad(&plain(self.digits, self.scale.min(38)))
+        f.pad(AmountText::new(self.digits, self.scale).as_str())
     }
 }
 

@@ -25,7 +25,6 @@ use crate::telemetry::log_lines::{self, Severity};
 use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -249,77 +248,51 @@ impl Gateway {
 
     /// What one failed attempt leaves in the log.
     pub fn log_attempt(&self, request_id: &str, target: &Target, class: Class, status: Option<u16>) {
-        log_lines::line(|out| {
-            let _ = write!(
-                out,
-                "{{\"time\":\"{}\",\"level\":\"warn\",\"event\":\"attempt\",\"request_id\":\"{request_id}\",\"provider\":",
-                clock::rfc3339(clock::now_ms())
-            );
-            log_lines::string(out, &target.provider.name);
-            let _ = write!(out, ",\"model\":");
-            log_lines::string(out, &target.upstream_model);
-            let _ = write!(out, ",\"class\":\"{}\",\"status\":{}}}", class.name(), status.unwrap_or(0));
+        log_lines::line(Severity::Warn, "attempt", clock::now_ms(), |line| {
+            line.text("request_id", request_id);
+            line.text("provider", &target.provider.name);
+            line.text("model", &target.upstream_model);
+            line.text("class", class.name());
+            line.number("status", u64::from(status.unwrap_or(0)));
         });
     }
 
     /// What a request that was answered from an earlier one leaves in the log.
     pub fn log_replay(&self, request_id: &str, caller: &CallerKey, endpoint: Endpoint, status: u16) {
-        log_lines::line(|out| {
-            let _ = write!(
-                out,
-                "{{\"time\":\"{}\",\"level\":\"info\",\"event\":\"replay\",\"request_id\":\"{request_id}\",\"path\":\"{}\",\"status\":{status}",
-                clock::rfc3339(clock::now_ms()),
-                endpoint.path()
-            );
-            for (name, value) in [("key_id", &*caller.id), ("account", &*caller.account_id)] {
-                let _ = write!(out, ",\"{name}\":");
-                log_lines::string(out, value);
-            }
-            out.push(b'}');
+        log_lines::line(Severity::Info, "replay", clock::now_ms(), |line| {
+            line.text("request_id", request_id);
+            line.text("path", endpoint.path());
+            line.number("status", u64::from(status));
+            line.text("key_id", &caller.id);
+            line.text("account", &caller.account_id);
         });
     }
 
     /// The line a request leaves in the log: what happened, never what was said.
     pub fn log_request<'a>(&self, facts: &Facts, outcome: &Outcome, endpoint: Endpoint, tried: impl Iterator<Item = &'a Tried>) {
-        log_lines::line(|out| {
-            let text = |out: &mut Vec<u8>, name: &str, value: &str| {
-                let _ = write!(out, ",\"{name}\":");
-                log_lines::string(out, value);
-            };
-            let _ = write!(out, "{{\"time\":\"{}\",\"level\":\"info\",\"event\":\"request\"", clock::rfc3339(facts.started_ms));
-            text(out, "request_id", &facts.request_id);
-            text(out, "path", endpoint.path());
-            text(out, "key_id", &facts.key_id);
-            text(out, "account", &facts.account);
-            text(out, "model", outcome.model.as_deref().unwrap_or(""));
-            text(out, "provider", outcome.provider.as_deref().unwrap_or(""));
-            let _ = write!(
-                out,
-                ",\"status\":{},\"end\":\"{}\",\"byok\":{},\"input_tokens\":{},\"output_tokens\":{},\"usage\":\"{}\",\"cost\":\"{}\",\"charge\":\"{}\",\"first_event_ms\":{},\"duration_ms\":{},\"attempts\":[",
-                outcome.status,
-                outcome.end.name(),
-                outcome.byok,
-                outcome.usage.input_tokens(),
-                outcome.usage.output_tokens(),
-                outcome.usage_source.name(),
-                outcome.cost,
-                outcome.charge,
-                outcome.first_event_ms.map_or(-1, |ms| ms as i64),
-                outcome.duration_ms,
-            );
-            for (at, one) in tried.enumerate() {
-                let _ = write!(
-                    out,
-                    "{}{{\"class\":\"{}\",\"status\":{}",
-                    if at > 0 { "," } else { "" },
-                    one.class.name(),
-                    one.status.unwrap_or(0)
-                );
-                text(out, "provider", &one.target.provider.name);
-                text(out, "model", &one.target.upstream_model);
-                out.push(b'}');
-            }
-            out.extend_from_slice(b"]}");
+        log_lines::line(Severity::Info, "request", facts.started_ms, |line| {
+            line.text("request_id", &facts.request_id);
+            line.text("path", endpoint.path());
+            line.text("key_id", &facts.key_id);
+            line.text("account", &facts.account);
+            line.text("model", outcome.model.as_deref().unwrap_or(""));
+            line.text("provider", outcome.provider.as_deref().unwrap_or(""));
+            line.number("status", u64::from(outcome.status));
+            line.text("end", outcome.end.name());
+            line.flag("byok", outcome.byok);
+            line.number("input_tokens", outcome.usage.input_tokens());
+            line.number("output_tokens", outcome.usage.output_tokens());
+            line.text("usage", outcome.usage_source.name());
+            line.text("cost", outcome.cost.text().as_str());
+            line.text("charge", outcome.charge.text().as_str());
+            line.number_or_null("first_event_ms", outcome.first_event_ms);
+            line.number("duration_ms", outcome.duration_ms);
+            line.list("attempts", tried, |attempt, one| {
+                attempt.text("class", one.class.name());
+                attempt.number("status", u64::from(one.status.unwrap_or(0)));
+                attempt.text("provider", &one.target.provider.name);
+                attempt.text("model", &one.target.upstream_model);
+            });
         });
     }
 }

@@ -54,10 +54,27 @@ pub fn day_of_date(date: Date) -> i64 {
 
 /// `2026-11-22T02:08:12.345Z`.
 pub fn rfc3339(ms: u64) -> String {
+    let mut text = Vec::with_capacity(24);
+    put_rfc3339(&mut text, ms);
+    // Digits and separators are ASCII, so the fallback is never taken.
+    String::from_utf8(text).unwrap_or_default()
+}
+
+/// Appends what [`rfc3339`] returns.
+pub fn put_rfc3339(out: &mut Vec<u8>, ms: u64) {
     let Date { year, month, day } = date_of_day(day_of(ms));
     let in_day = ms % DAY_MS;
-    let (hour, minute, second, milli) = (in_day / 3_600_000, in_day / 60_000 % 60, in_day / 1000 % 60, in_day % 1000);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+    // Four digits reach the year 9999; time enough.
+    out.extend_from_slice(&[1000, 100, 10, 1].map(|unit| b'0' + (year / unit % 10) as u8));
+    out.push(b'-');
+    let mut two = |value: u64, end: u8| out.extend_from_slice(&[b'0' + (value / 10 % 10) as u8, b'0' + (value % 10) as u8, end]);
+    two(u64::from(month), b'-');
+    two(u64::from(day), b'T');
+    two(in_day / 3_600_000, b':');
+    two(in_day / 60_000 % 60, b':');
+    two(in_day / 1000 % 60, b'.');
+    let milli = in_day % 1000;
+    out.extend_from_slice(&[b'0' + (milli / 100) as u8, b'0' + (milli / 10 % 10) as u8, b'0' + (milli % 10) as u8, b'Z']);
 }
 
 /// `2026-11-22`.

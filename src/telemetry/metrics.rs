@@ -69,6 +69,7 @@ pub struct Series {
     requests: [[OnceLock<IntCounter>; STATUSES.len() + 1]; Endpoint::ALL.len()],
     tokens: [[OnceLock<IntCounter>; 3]; Bucket::ALL.len()],
     cost: [OnceLock<Counter>; 2],
+    attempts_ok: OnceLock<IntCounter>,
     /// Headers in to first event out.
     pub first_event: Histogram,
     /// Headers in to the end of the answer.
@@ -195,6 +196,7 @@ impl Metrics {
             requests: std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new())),
             tokens: std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new())),
             cost: [const { OnceLock::new() }; 2],
+            attempts_ok: OnceLock::new(),
         });
         series.get_or_insert(key, made).clone()
     }
@@ -208,6 +210,11 @@ impl Metrics {
                 self.requests.with_label_values(&[endpoint.path(), &series.model, &series.provider, &text])
             })
             .inc();
+    }
+
+    /// Counts an attempt that committed.
+    pub fn attempt_ok(&self, series: &Series) {
+        series.attempts_ok.get_or_init(|| self.attempts.with_label_values(&[&series.provider, "ok"])).inc();
     }
 
     /// Counts what was used.
