@@ -4,7 +4,7 @@ use super::denied::Denied;
 use super::explain::Explanation;
 use super::reason::Reason;
 use super::resolve::{Resolved, Source};
-use super::{Ask, Caller, nearest};
+use super::{Ask, Caller, nearest, order};
 use crate::engine::catalog::{Capabilities, Catalog, Level, Model, Strategy, Target, TargetPrice};
 use crate::engine::health::{Breaker, KeyState, Phase};
 use crate::engine::level::{OutputCap, blended_per_1m, output_cap};
@@ -44,6 +44,8 @@ pub(super) struct Candidate<'a> {
     pub due_ms: u64,
     /// Its place in the explanation.
     pub explained: u16,
+    /// Its place in the order, once the pool is sorted.
+    pub key: order::Key,
 }
 
 /// What a model says about all of its targets.
@@ -58,35 +60,28 @@ pub(super) struct Facts<'a> {
     pub stick: Option<u32>,
 }
 
-/// The candidates of one request, on the stack.
+/// The candidates of one request, at most [`CANDIDATES_MAX`]; most requests have a handful.
 pub(super) struct Pool<'a> {
-    slots: [Option<Candidate<'a>>; CANDIDATES_MAX],
-    length: usize,
-    /// The order they are to be tried in.
-    pub order: [u8; CANDIDATES_MAX],
+    /// In the order of the configuration until they are sorted.
+    pub candidates: Vec<Candidate<'a>>,
     furthest: Option<(Reason, &'a str)>,
 }
 
 impl<'a> Pool<'a> {
     pub fn new() -> Pool<'a> {
-        Pool { slots: [const { None }; CANDIDATES_MAX], length: 0, order: [0; CANDIDATES_MAX], furthest: None }
+        Pool { candidates: Vec::with_capacity(4), furthest: None }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.length == 0
+        self.candidates.is_empty()
     }
 
     pub fn len(&self) -> usize {
-        self.length
+        self.candidates.len()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Candidate<'a>> {
-        self.slots[..self.length].iter().flatten()
-    }
-
-    /// In the order they are to be tried.
-    pub fn ordered(&self) -> impl Iterator<Item = &Candidate<'a>> {
-        self.order[..self.length].iter().filter_map(|at| self.slots[usize::from(*at)].as_ref())
+    pub fn iter(&self) -> std::slice::Iter<'_, Candidate<'a>> {
+        self.candidates.iter()
     }
 
     /// The refusal when nothing is left: the reason that got furthest.
@@ -114,8 +109,7 @@ impl<'a> Pool<'a> {
     }
 
     fn push(&mut self, candidate: Candidate<'a>) {
-        self.slots[self.length] = Some(candidate);
-        self.length += 1;
+        self.candidates.push(candidate);
     }
 
     fn holds(&self, target: &Target, own: bool) -> bool {
@@ -250,7 +244,7 @@ fn keep_or_drop<'a>(context: &Context<'_>, pool: &mut Pool<'a>, entry: Entry<'a>
         None => 0,
     };
     match verdict {
-        Ok(cap) => pool.push(Candidate { target, own, position, facts, cap, due_ms, explained }),
+        Ok(cap) => pool.push(Candidate { target, own, position, facts, cap, due_ms, explained, key: order::Key::default() }),
         Err(reason) => pool.note(&reason, facts.name),
     }
 }

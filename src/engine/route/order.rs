@@ -4,32 +4,33 @@
 //! numbers before high ones; inside such a group the model's strategy, or the conversation's prefix where it sticks.
 
 use super::Draw;
-use super::candidates::{CANDIDATES_MAX, Candidate, Context, Pool};
+use super::candidates::{Candidate, Context, Pool};
 use crate::engine::catalog::{Strategy, TargetPrice};
 use crate::engine::health::hash;
 use crate::engine::level::blended_per_1m;
 
 /// Group, rank inside it, and the draw by weight that decides between equals.
-type Key = (u64, u64, u64);
+pub(super) type Key = (u64, u64, u64);
 
 /// Puts the pool in order.
 pub(super) fn sort(context: &Context<'_>, draw: Draw, pool: &mut Pool<'_>) {
-    let mut keys = [(0u64, 0u64, 0u64); CANDIDATES_MAX];
-    let length = pool.len();
-    for (at, candidate) in pool.iter().enumerate() {
-        let random = mix(draw.0.wrapping_add((at as u64 + 1).wrapping_mul(GOLDEN)));
-        keys[at] = (group(candidate), 0, race(random, candidate.target.weight));
+    if pool.len() < 2 {
+        return;
     }
-    for (at, candidate) in pool.iter().enumerate() {
-        keys[at].1 = match candidate.due_ms {
-            0 => rank(context, at, candidate, pool, &keys[..length]),
+    for (at, candidate) in pool.candidates.iter_mut().enumerate() {
+        let random = mix(draw.0.wrapping_add((at as u64 + 1).wrapping_mul(GOLDEN)));
+        candidate.key = (group(candidate), 0, race(random, candidate.target.weight));
+    }
+    for at in 0..pool.len() {
+        let candidate = &pool.candidates[at];
+        let rank = match candidate.due_ms {
+            0 => rank(context, candidate, pool),
             due_ms => due_ms,
         };
+        pool.candidates[at].key.1 = rank;
     }
-    for (at, place) in pool.order[..length].iter_mut().enumerate() {
-        *place = at as u8;
-    }
-    pool.order[..length].sort_unstable_by_key(|at| (keys[usize::from(*at)], *at));
+    // Stable: what is equal stays in the order of the configuration.
+    pool.candidates.sort_by_key(|candidate| candidate.key);
 }
 
 /// Cooling, position, payer and priority in one number. Cooling candidates are one group: the one due first is first.
@@ -41,7 +42,7 @@ fn group(candidate: &Candidate<'_>) -> u64 {
 }
 
 /// The rank inside the group; lower is asked first.
-fn rank(context: &Context<'_>, at: usize, candidate: &Candidate<'_>, pool: &Pool<'_>, keys: &[Key]) -> u64 {
+fn rank(context: &Context<'_>, candidate: &Candidate<'_>, pool: &Pool<'_>) -> u64 {
     let target = candidate.target;
     if let Some(margin) = candidate.facts.stick
         && context.ask.prefix_hash != 0
@@ -49,7 +50,7 @@ fn rank(context: &Context<'_>, at: usize, candidate: &Candidate<'_>, pool: &Pool
         // Rendezvous: each target draws by the prefix, so a prefix keeps its target while others come and go.
         let identity = hash(&target.provider.name) ^ hash(&target.upstream_model).rotate_left(32);
         let score = race(mix(context.ask.prefix_hash ^ identity), target.weight) >> 1;
-        let slow = u64::from(too_slow(context, at, candidate, pool, keys, margin));
+        let slow = u64::from(too_slow(context, candidate, pool, margin));
         return slow << 63 | score;
     }
     match candidate.facts.strategy {
@@ -62,10 +63,10 @@ fn rank(context: &Context<'_>, at: usize, candidate: &Candidate<'_>, pool: &Pool
 }
 
 /// Whether the group holds a target whose median is so much better that sticking does not pay.
-fn too_slow(context: &Context<'_>, at: usize, candidate: &Candidate<'_>, pool: &Pool<'_>, keys: &[Key], margin: u32) -> bool {
+fn too_slow(context: &Context<'_>, candidate: &Candidate<'_>, pool: &Pool<'_>, margin: u32) -> bool {
     let median = |candidate: &Candidate<'_>| candidate.target.state.first_event.median_us(context.now_ms);
     let Some(mine) = median(candidate) else { return false };
-    let best = pool.iter().zip(keys).filter(|(_, key)| key.0 == keys[at].0).filter_map(|(other, _)| median(other)).min();
+    let best = pool.iter().filter(|other| other.key.0 == candidate.key.0).filter_map(median).min();
     best.is_some_and(|best| u128::from(mine) * 100 > u128::from(best) * (100 + u128::from(margin)))
 }
 

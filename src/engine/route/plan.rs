@@ -21,7 +21,7 @@ pub struct Plan {
     pub level: Option<Arc<Level>>,
     /// The charge is cost times this (and the tier's markup).
     pub multiplier: Factor,
-    slots: [Option<Attempt>; ATTEMPTS_KEPT],
+    slots: Vec<Option<Attempt>>,
     /// Slots not tried yet, as bits.
     left: u16,
     made: u32,
@@ -83,13 +83,13 @@ impl Plan {
         let most = if alone { 1 } else { retry.max_attempts.clamp(1, ATTEMPTS_KEPT as u32) };
         let hedge = !alone && matches!(resolved.source, Source::Model(model) if model.hedge);
         let multiplier = resolved.level.map_or(Factor::ONE, |level| level.cost_multiplier);
-        let mut slots = [const { None }; ATTEMPTS_KEPT];
         let kept = if alone { 1 } else { pool.len().min(ATTEMPTS_KEPT) };
-        for (at, (slot, candidate)) in slots.iter_mut().zip(kept_candidates(pool, kept)).enumerate() {
+        let mut slots = Vec::with_capacity(kept);
+        for (at, candidate) in kept_candidates(pool, kept).enumerate() {
             if let Some(explanation) = explain.as_deref_mut() {
                 explanation.ordered(candidate.explained, at);
             }
-            *slot = Some(Attempt::of(candidate));
+            slots.push(Some(Attempt::of(candidate)));
         }
         let left = u16::try_from((1u32 << kept) - 1).unwrap_or(u16::MAX);
         Plan { level: resolved.level.cloned(), multiplier, slots, left, made: 0, most, hedge, retry, retry_after_ms: None }
@@ -191,7 +191,7 @@ impl Plan {
 
     fn remaining(&self) -> impl Iterator<Item = usize> + use<> {
         let left = self.left;
-        (0..ATTEMPTS_KEPT).filter(move |at| left & (1 << at) != 0)
+        (0..self.slots.len()).filter(move |at| left & (1 << at) != 0)
     }
 
     fn take(&mut self, at: usize, is_probe: bool) -> Option<Attempt> {
@@ -352,8 +352,7 @@ fn retry_after(outcome: &Outcome<'_>) -> Option<u64> {
 /// The first `kept` in order; the last place goes to the widest window beyond them, when that is wider than all of theirs.
 fn kept_candidates<'p, 'a>(pool: &'p Pool<'a>, kept: usize) -> impl Iterator<Item = &'p Candidate<'a>> {
     let window = |candidate: &&Candidate<'_>| candidate.facts.context_window;
-    let inside = pool.ordered().take(kept).filter_map(|candidate| window(&candidate)).max();
-    let beyond =
-        pool.ordered().skip(kept).max_by_key(window).filter(|candidate| kept > 1 && inside.is_some() && window(candidate) > inside);
-    pool.ordered().take(kept - usize::from(beyond.is_some())).chain(beyond)
+    let inside = pool.iter().take(kept).filter_map(|candidate| window(&candidate)).max();
+    let beyond = pool.iter().skip(kept).max_by_key(window).filter(|candidate| kept > 1 && inside.is_some() && window(candidate) > inside);
+    pool.iter().take(kept - usize::from(beyond.is_some())).chain(beyond)
 }
