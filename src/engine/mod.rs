@@ -24,3 +24,4 @@ pub mod route;
 pub mod sse;
 pub mod tokens;
 pub mod usage;
+pub mod vector;

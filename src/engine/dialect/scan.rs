@@ -4,7 +4,7 @@
 //! validator: it accepts some text that is not JSON, but no text that is cut off. Once something cannot be read the scan has
 //! failed and stays where it is. Keys are compared as they are written (no API here escapes its keys).
 
-use memchr::memchr2;
+use crate::engine::vector::quote_or_backslash;
 
 /// A position in JSON text.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl<'a> Scan<'a> {
         let start = self.at + 1;
         let mut end = start;
         loop {
-            end = special_from(self.bytes, end);
+            end = quote_or_backslash(self.bytes, end);
             match self.bytes.get(end) {
                 Some(b'"') => {
                     self.at = end + 1;
@@ -193,29 +193,6 @@ impl<'a> Scan<'a> {
     fn fail(&mut self) {
         self.failed = true;
     }
-}
-
-/// Where the next quote or backslash stands, or the end. Most strings of an event are a few bytes: those are looked at by words,
-/// which costs less than a call of the vector search that long ones get.
-#[inline]
-fn special_from(bytes: &[u8], from: usize) -> usize {
-    const SHORT_WORDS: usize = 4;
-    const LOW: u64 = u64::from_le_bytes([1; 8]);
-    const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
-    let mut at = from;
-    for _ in 0..SHORT_WORDS {
-        let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk()) else { break };
-        let word = u64::from_le_bytes(*word);
-        let (quotes, backslashes) = (word ^ (LOW * b'"' as u64), word ^ (LOW * b'\\' as u64));
-        // The lowest bit set is that of the first byte that became zero.
-        let special = (quotes.wrapping_sub(LOW) & !quotes | backslashes.wrapping_sub(LOW) & !backslashes) & HIGH;
-        if special != 0 {
-            return at + special.trailing_zeros() as usize / 8;
-        }
-        at += 8;
-    }
-    let rest = bytes.get(at..).unwrap_or_default();
-    at + memchr2(b'"', b'\\', rest).unwrap_or(rest.len())
 }
 
 /// Hands the text of a JSON string (as written, without quotes) to `push` in runs, escapes resolved. A lone surrogate becomes

@@ -1,7 +1,9 @@
-//! JSON tokens of a byte slice (RFC 8259): strict, without copies, strings skipped by words and vectors.
+//! JSON tokens of a byte slice (RFC 8259): strict, without copies, strings skipped by vectors.
 
 use super::BadBody;
+use crate::engine::vector::{BLOCK_BYTES, Block, escaped};
 use std::ops::Range;
+use wide::u8x16;
 
 /// Objects and arrays open at once. The bound of serde_json, so that whatever reads the body later agrees on what is readable;
 /// deeper bodies are refused.
@@ -151,52 +153,58 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// A string whose opening quote was taken; takes the closing one. Names and the pieces between escapes are skipped by words,
-    /// long runs by vectors.
+    /// A string whose opening quote was taken; takes the closing one.
     pub fn string(&mut self) -> Result<Text, BadBody> {
         let start = self.at;
+        // Names and short words, which most strings are: one vector has it all.
+        if let Some(length) = short_string(&self.body[start..]) {
+            self.at += length + 1;
+            return Ok(Text { start, end: start + length, len: length });
+        }
         // Bytes that escapes are longer than what they stand for.
         let mut excess = 0;
-        // High bits of what was passed, perhaps of bytes behind the string too: then UTF-8 is checked without need.
-        let mut beyond_ascii = 0;
-        let mut words = 0;
+        // Of bytes behind the string too: then UTF-8 is checked without need.
+        let mut is_beyond_ascii = false;
+        let mut carried = 0;
         loop {
-            if let Some(word) = self.body[self.at..].first_chunk() {
-                let word = u64::from_le_bytes(*word);
-                beyond_ascii |= word;
-                let special = special_bits(word);
-                if special == 0 {
-                    self.at += 8;
-                    words += 1;
-                    if words == SHORT_RUN_WORDS {
-                        self.at += long_run(&self.body[self.at..], &mut beyond_ascii);
-                        words = 0;
-                    }
-                    continue;
-                }
-                self.at += special.trailing_zeros() as usize / 8;
-            } else {
-                self.at += long_run(&self.body[self.at..], &mut beyond_ascii);
-            }
-            let stop = self.at;
-            match (self.body.get(stop), self.body.get(stop + 1)) {
-                (Some(b'"'), _) => break,
-                (Some(b'\\'), Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't')) => {
-                    excess += 1;
-                    self.at += 2;
-                }
-                (Some(b'\\'), _) => {
+            let block = Block::of(&self.body[self.at..]);
+            is_beyond_ascii |= block.is_beyond_ascii();
+            let (quotes, backslashes) = (block.equal(b'"'), block.equal(b'\\'));
+            let escaped = escaped(backslashes, &mut carried);
+            // What ends a run. Behind the body there are zeros.
+            let ends = quotes & !escaped | block.below(b' ');
+            // All bits up to the lowest of `ends`.
+            let escaped = escaped & (ends ^ ends.wrapping_sub(1));
+            if escaped != 0 {
+                let common = quotes | backslashes | block.one_of(*b"nrt/");
+                let first_other = escaped & !common;
+                if first_other != 0 {
+                    let at = first_other.trailing_zeros();
+                    excess += (escaped & ((1 << at) - 1)).count_ones() as usize;
+                    // Back to its backslash, which may be the last byte of the block before.
+                    self.at = self.at + at as usize - 1;
+                    let stop = self.at;
                     let character = self.escape()?;
                     excess += self.at - stop - character.len_utf8();
+                    carried = 0;
+                    continue;
                 }
-                (Some(_), _) => return self.fail("an escape instead of a control character"),
-                (None, _) => return self.fail("a closing quote"),
+                excess += escaped.count_ones() as usize;
             }
-            words = 0;
+            if ends == 0 {
+                self.at += BLOCK_BYTES;
+                continue;
+            }
+            self.at += ends.trailing_zeros() as usize;
+            match self.body.get(self.at) {
+                Some(b'"') => break,
+                Some(_) => return self.fail("an escape instead of a control character"),
+                None => return self.fail("a closing quote"),
+            }
         }
         let end = self.at;
         self.at += 1;
-        if beyond_ascii & HIGH_BITS != 0 {
+        if is_beyond_ascii {
             self.check_utf8(start)?;
         }
         Ok(Text { start, end, len: end - start - excess })
@@ -302,29 +310,12 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// Words without anything special before a run is taken for a long one.
-const SHORT_RUN_WORDS: usize = 4;
-
-/// The length of a run up to a quote, a backslash or a control character; the bits of its bytes are added to `all_bits`.
-#[inline(never)]
-fn long_run(bytes: &[u8], all_bits: &mut u64) -> usize {
-    let end = memchr::memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
-    // One pass without an early exit, so that it compiles to vector code.
-    let (least, all) = bytes[..end].iter().fold((u8::MAX, 0), |(least, all), byte| (least.min(*byte), all | byte));
-    *all_bits |= u64::from_le_bytes([all; 8]);
-    if least >= b' ' { end } else { bytes.iter().take_while(|byte| **byte >= b' ').count() }
-}
-
-const ONES: u64 = u64::MAX / 255;
-const HIGH_BITS: u64 = ONES << 7;
-
-/// The high bit of each byte of a word that ends a run: a quote, a backslash or a control character.
+/// The length of a string of fewer than 16 ASCII bytes without escapes, if that is what is here.
 #[inline]
-fn special_bits(word: u64) -> u64 {
-    // Seven bits a byte, so that no sum carries into the next byte: a sum sets the high bit of a byte that is not special.
-    let low = word & !HIGH_BITS;
-    let not_quote = (low ^ (ONES * b'"' as u64)) + ONES * 0x7F;
-    let not_backslash = (low ^ (ONES * b'\\' as u64)) + ONES * 0x7F;
-    let not_control = low + ONES * (0x80 - 0x20);
-    !(not_quote & not_backslash & not_control | word) & HIGH_BITS
+fn short_string(bytes: &[u8]) -> Option<usize> {
+    let part = u8x16::new(*bytes.first_chunk()?);
+    let other = part.simd_eq(u8x16::splat(b'\\')) | part.min(u8x16::splat(0x1f)).simd_eq(part) | part;
+    let (quotes, others) = (part.simd_eq(u8x16::splat(b'"')).to_bitmask(), other.to_bitmask());
+    let before_quote = quotes.wrapping_sub(1) & !quotes;
+    (quotes != 0 && others & before_quote == 0).then(|| quotes.trailing_zeros() as usize)
 }
