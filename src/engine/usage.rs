@@ -157,6 +157,11 @@ impl Usage {
         self.counts.iter().all(|count| *count == 0)
     }
 
+    /// The counts in column order.
+    pub fn counts(&self) -> [u64; Bucket::ALL.len()] {
+        self.counts
+    }
+
     /// Bucket and count, in column order.
     pub fn iter(&self) -> impl Iterator<Item = (Bucket, u64)> + '_ {
         Bucket::ALL.iter().map(|bucket| (*bucket, self.of(*bucket)))

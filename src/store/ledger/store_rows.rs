@@ -6,7 +6,7 @@ use crate::engine::budget::MonthIndex;
 use crate::engine::money::{Credits, Usd};
 use crate::engine::usage::{Bucket, Usage};
 use crate::store::{self, Store, Topic, calendar};
-use rusqlite::{OptionalExtension, Transaction, params, params_from_iter, types::Value};
+use rusqlite::{CachedStatement, OptionalExtension, Transaction, params, params_from_iter, types::Value};
 use rustc_hash::FxHashMap;
 use std::fs::File;
 use std::sync::{Arc, LazyLock};
@@ -203,8 +203,9 @@ pub(super) fn store(tx: &Transaction<'_>, rows: &[Pending], sinks: &[Sink], tell
     let mut stored = Stored::default();
     let mut rollups: FxHashMap<RollupKey, Sums> = FxHashMap::default();
     let stored_ms = integer(store::now_ms());
+    let mut insertion = Insertion::new(tx)?;
     for pending in rows {
-        let inserted = insert(tx, pending)?;
+        let inserted = insertion.insert(pending)?;
         stored.inserted.push(inserted);
         if !inserted {
             continue;
@@ -240,59 +241,78 @@ pub(super) fn store(tx: &Transaction<'_>, rows: &[Pending], sinks: &[Sink], tell
     Ok(stored)
 }
 
-fn insert(tx: &Transaction<'_>, pending: &Pending) -> store::Result<bool> {
-    let (epoch, ticket) = (integer(pending.epoch), integer(pending.ticket));
-    let id = &pending.row.facts.request_id;
-    if insert_as(tx, epoch, ticket, id, &pending.row)? {
-        return Ok(true);
-    }
-    let found: Option<(i64, i64)> = tx
-        .prepare_cached("SELECT epoch, ticket FROM ledger WHERE request_id = ?")?
-        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    if found == Some((epoch, ticket)) {
-        return Ok(false);
-    }
-    // Two requests with one id: a defect of whoever makes ids, but no reason to lose a row.
-    insert_as(tx, epoch, ticket, &format!("{id}~{epoch:x}.{ticket:x}"), &pending.row)
+/// Rows on their way into the table. A statement keeps what was bound to it, so what is as in the row before is not bound again:
+/// of 41 columns a dozen differ.
+struct Insertion<'tx> {
+    tx: &'tx Transaction<'tx>,
+    statement: CachedStatement<'tx>,
+    /// The integers bound last, by their place; `None`: not bound yet, or no integer.
+    bound: [Option<i64>; 2 + ROW_COLUMNS_COUNT],
 }
 
-fn insert_as(tx: &Transaction<'_>, epoch: i64, ticket: i64, id: &str, row: &Row) -> store::Result<bool> {
-    let Row { facts, outcome } = row;
-    let mut statement = tx.prepare_cached(&INSERT_ROW)?;
-    let head = params![
-        epoch,
-        ticket,
-        id,
-        integer(facts.started_ms),
-        facts.account,
-        facts.key_id,
-        facts.asked_model,
-        facts.level,
-        facts.tier,
-        facts.idempotency_key,
-        facts.reserved.map(|reserved| reserved.0),
-        outcome.model,
-        outcome.provider,
-        outcome.byok,
-        outcome.attempts,
-        outcome.was_fallback,
-        outcome.status,
-        outcome.end as u8,
-        outcome.usage_source as u8,
-        outcome.price_id,
-        cost_of(outcome),
-        outcome.charge.0,
-        outcome.first_event_ms.map(integer),
-        integer(outcome.duration_ms),
-    ];
-    for (index, value) in head.iter().enumerate() {
-        statement.raw_bind_parameter(index + 1, value)?;
+impl<'tx> Insertion<'tx> {
+    fn new(tx: &'tx Transaction<'tx>) -> store::Result<Insertion<'tx>> {
+        Ok(Insertion { tx, statement: tx.prepare_cached(&INSERT_ROW)?, bound: [None; 2 + ROW_COLUMNS_COUNT] })
     }
-    for (index, (_, count)) in outcome.usage.iter().enumerate() {
-        statement.raw_bind_parameter(head.len() + index + 1, integer(count))?;
+
+    /// Stores a row unless it is there already; whether it was not.
+    fn insert(&mut self, pending: &Pending) -> store::Result<bool> {
+        let (epoch, ticket) = (integer(pending.epoch), integer(pending.ticket));
+        let id = &pending.row.facts.request_id;
+        if self.insert_as(epoch, ticket, id, &pending.row)? {
+            return Ok(true);
+        }
+        let found: Option<(i64, i64)> = self
+            .tx
+            .prepare_cached("SELECT epoch, ticket FROM ledger WHERE request_id = ?")?
+            .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        if found == Some((epoch, ticket)) {
+            return Ok(false);
+        }
+        // Two requests with one id: a defect of whoever makes ids, but no reason to lose a row.
+        self.insert_as(epoch, ticket, &format!("{id}~{epoch:x}.{ticket:x}"), &pending.row)
     }
-    Ok(statement.raw_execute()? == 1)
+
+    fn insert_as(&mut self, epoch: i64, ticket: i64, id: &str, row: &Row) -> store::Result<bool> {
+        let Row { facts, outcome } = row;
+        self.integers(0, &[epoch, ticket])?;
+        self.text(2, Some(id))?;
+        self.integers(3, &[integer(facts.started_ms)])?;
+        self.text(4, Some(&facts.account))?;
+        self.text(5, Some(&facts.key_id))?;
+        self.text(6, Some(&facts.asked_model))?;
+        self.text(7, facts.level.as_deref())?;
+        self.text(8, facts.tier.as_deref())?;
+        self.text(9, facts.idempotency_key.as_deref())?;
+        self.maybe(10, facts.reserved.map(|reserved| reserved.0))?;
+        self.text(11, outcome.model.as_deref())?;
+        self.text(12, outcome.provider.as_deref())?;
+        self.integers(13, &[i64::from(outcome.byok), i64::from(outcome.attempts), i64::from(outcome.was_fallback)])?;
+        self.integers(16, &[i64::from(outcome.status), outcome.end as i64, outcome.usage_source as i64])?;
+        self.text(19, outcome.price_id.as_deref())?;
+        self.integers(20, &[cost_of(outcome), outcome.charge.0])?;
+        self.maybe(22, outcome.first_event_ms.map(integer))?;
+        self.integers(23, &[integer(outcome.duration_ms)])?;
+        self.integers(24, &outcome.usage.counts().map(integer))?;
+        Ok(self.statement.raw_execute()? == 1)
+    }
+
+    fn text(&mut self, place: usize, text: Option<&str>) -> store::Result<()> {
+        Ok(self.statement.raw_bind_parameter(place + 1, text)?)
+    }
+
+    fn integers(&mut self, place: usize, integers: &[i64]) -> store::Result<()> {
+        integers.iter().enumerate().try_for_each(|(at, integer)| self.maybe(place + at, Some(*integer)))
+    }
+
+    fn maybe(&mut self, place: usize, integer: Option<i64>) -> store::Result<()> {
+        if integer.is_none() || self.bound[place] != integer {
+            self.statement.raw_bind_parameter(place + 1, integer)?;
+            self.bound[place] = integer;
+        }
+        Ok(())
+    }
 }
 
 fn add_charge(charges: &mut Charges, row: &Row) {
