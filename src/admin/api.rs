@@ -152,12 +152,10 @@ fn part(template: &str, path: &str) -> Option<String> {
 
 async fn wrong_method(session: &mut ServerSession, allow: &str) -> bool {
     let body = error(&format!("This path takes {allow}.")).to_string();
-    let (Ok(header), Ok(allow)) =
-        (respond::header(StatusCode::METHOD_NOT_ALLOWED.as_u16(), "application/json", body.len()), HeaderValue::from_str(allow))
-    else {
-        return false;
-    };
-    respond::write(session, header, body.into(), &[(ALLOW, allow)]).await
+    let Ok(allow) = HeaderValue::from_str(allow) else { return false };
+    let mut header = respond::document(StatusCode::METHOD_NOT_ALLOWED.as_u16(), "application/json", body.len());
+    header.headers.insert(ALLOW, allow);
+    respond::write(session, header, body.into()).await
 }
 
 async fn answer(gateway: &Arc<Gateway>, session: &mut ServerSession, route: Route, part: String) -> Answer {

@@ -22,17 +22,18 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
 
 /// Answers. Returns whether the connection may be used again.
 pub async fn serve(session: &mut ServerSession) -> bool {
-    let (Ok(header), Ok(policy)) = (respond::header(200, "text/html; charset=utf-8", PAGE.len()), HeaderValue::from_str(&POLICY)) else {
-        return false;
-    };
-    let extra = [
+    let Ok(policy) = HeaderValue::from_str(&POLICY) else { return false };
+    let mut header = respond::document(200, "text/html; charset=utf-8", PAGE.len());
+    for (name, value) in [
         (CACHE_CONTROL, HeaderValue::from_static("no-store")),
         (CONTENT_SECURITY_POLICY, policy),
         (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
         (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
-    ];
-    respond::write(session, header, Bytes::from_static(PAGE.as_bytes()), &extra).await
+    ] {
+        header.headers.insert(name, value);
+    }
+    respond::write(session, header, Bytes::from_static(PAGE.as_bytes())).await
 }
 
 /// The hash that lets what stands between two tags run (CSP level 2, section 4.2.5: the element's text, exactly).

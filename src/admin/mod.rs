@@ -47,7 +47,7 @@ impl HttpServerApp for Admin {
         }
         session.set_keepalive(Some(IDLE_SECONDS));
         let reusable = self.dispatch(&mut session).await;
-        finish(session, reusable).await
+        finish(Box::new(session), reusable).await
     }
 }
 

@@ -14,9 +14,9 @@ use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::response::Parts;
 use parking_lot::Mutex;
 use pingora_core::protocols::http::ServerSession;
-use pingora_http::ResponseHeader;
 use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
@@ -200,20 +200,19 @@ impl Answers {
 
 /// Gives a kept answer again. Returns whether the connection may be used again.
 pub async fn replay(session: &mut ServerSession, kept: Kept) -> bool {
-    let Ok(mut header) = ResponseHeader::build_no_case(kept.status, Some(kept.headers.len() + 2)) else { return false };
+    let mut header = respond::header(kept.status, kept.headers.len() + 2);
     // Framing is each answer's own: what was a stream has a length now.
     for (name, value) in kept.headers.into_iter().filter(|(name, _)| *name != TRANSFER_ENCODING && *name != CONTENT_LENGTH) {
-        if header.append_header(name, value).is_err() {
-            return false;
-        }
+        header.headers.append(name, value);
     }
-    let own = [(CONTENT_LENGTH, HeaderValue::from(kept.body.len())), (IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"))];
-    respond::write(session, header, kept.body, &own).await
+    header.headers.insert(CONTENT_LENGTH, HeaderValue::from(kept.body.len()));
+    header.headers.insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+    respond::write(session, header, kept.body).await
 }
 
 impl Keeping {
     /// Takes the header as the client gets it.
-    pub fn head(&mut self, header: &ResponseHeader) {
+    pub fn head(&mut self, header: &Parts) {
         self.status = header.status.as_u16();
         self.head.clear();
         for (name, value) in &header.headers {

@@ -2,26 +2,31 @@
 
 use super::headers::X_REQUEST_ID;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::StatusCode;
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use http::response::Parts;
 use pingora_core::protocols::http::ServerSession;
-use pingora_http::ResponseHeader;
 
-/// A header of an answer that is weir's own.
-pub fn header(status: u16, content_type: &'static str, length: usize) -> pingora_error::Result<ResponseHeader> {
-    let mut header = ResponseHeader::build_no_case(status, Some(8))?;
-    header.insert_header(CONTENT_TYPE, HeaderValue::from_static(content_type))?;
-    header.insert_header(CONTENT_LENGTH, HeaderValue::from(length))?;
-    Ok(header)
+/// An empty header with room for so many fields. A plain map: Pingora's own setters look each name up by its bytes again.
+/// A number that is no status (there is none in weir) becomes 500.
+pub fn header(status: u16, fields: usize) -> Parts {
+    let (mut header, ()) = http::Response::new(()).into_parts();
+    header.status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    header.headers.reserve(fields);
+    header
+}
+
+/// The header of a document that is weir's own.
+pub fn document(status: u16, content_type: &'static str, length: usize) -> Parts {
+    let mut header = header(status, 24);
+    header.headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    header.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    header
 }
 
 /// Writes a whole answer. Returns whether the client took it.
-pub async fn write(session: &mut ServerSession, mut header: ResponseHeader, body: Bytes, extra: &[(HeaderName, HeaderValue)]) -> bool {
-    for (name, value) in extra {
-        if header.insert_header(name.clone(), value.clone()).is_err() {
-            return false;
-        }
-    }
-    session.write_response_header(Box::new(header)).await.is_ok() && session.write_response_body(body, true).await.is_ok()
+pub async fn write(session: &mut ServerSession, header: Parts, body: Bytes) -> bool {
+    session.write_response_header(Box::new(header.into())).await.is_ok() && session.write_response_body(body, true).await.is_ok()
 }
 
 /// Writes a JSON document that nobody should cache.
@@ -32,12 +37,12 @@ pub async fn json(session: &mut ServerSession, status: u16, document: &impl serd
 
 /// Writes a page of any type that nobody should cache.
 pub async fn text(session: &mut ServerSession, status: u16, content_type: &'static str, body: Bytes, request_id: Option<&str>) -> bool {
-    let Ok(header) = header(status, content_type, body.len()) else { return false };
-    let mut extra = vec![(CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    let mut header = document(status, content_type, body.len());
+    header.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(value) = request_id.and_then(|id| HeaderValue::from_str(id).ok()) {
-        extra.push((X_REQUEST_ID, value));
+        header.headers.insert(X_REQUEST_ID, value);
     }
-    write(session, header, body, &extra).await
+    write(session, header, body).await
 }
 
 /// Reads a small request body of the self-service and admin endpoints. `None`: too large, or the client went away.
