@@ -10,6 +10,7 @@ use crate::engine::catalog::SecretRef;
 use crate::proxy::Proxy;
 use crate::proxy::body::InFlight;
 use crate::proxy::client_ids::ClientIds;
+use crate::proxy::cores::Sockets;
 use crate::proxy::gateway::{self, Drain, Gateway, Limiters, Reload, Reloads};
 use crate::proxy::idempotency::Answers;
 use crate::proxy::plugin::{Admissions, Plugin};
@@ -87,11 +88,8 @@ pub fn open_store(settings: &Settings) -> Result<Store, Failure> {
 }
 
 /// Every address can be had: Pingora would try for half a minute and then fail in a thread of its own.
-fn can_listen(settings: &Settings) -> Result<(), Failure> {
-    for address in settings.listen.proxy.iter().chain([&settings.listen.admin]) {
-        std::net::TcpListener::bind(address).map_err(|error| Failure::Failed(format!("cannot listen on {address}: {error}")))?;
-    }
-    Ok(())
+fn can_listen(address: &std::net::SocketAddr) -> Result<(), Failure> {
+    std::net::TcpListener::bind(address).map(drop).map_err(|error| Failure::Failed(format!("cannot listen on {address}: {error}")))
 }
 
 /// What is wrong with files that the configuration names and that are read later: the listeners' certificate, providers'
@@ -217,36 +215,36 @@ impl App {
         let threads =
             settings.limits.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |threads| threads as usize);
         let conf = ServerConf {
-            threads,
-            work_stealing: true,
+            threads: 1,
+            // Every service has one thread: see `proxy::cores`.
+            work_stealing: false,
             upgrade_sock: upgrade_socket(settings).to_string_lossy().into_owned(),
             grace_period_seconds: Some(drain.as_secs()),
             graceful_shutdown_timeout_seconds: Some(1),
             ..ServerConf::default()
         };
         let opt = Opt { upgrade: listening.upgrade, ..Opt::default() };
-        if !listening.upgrade {
-            can_listen(settings)?;
-        }
+        let sockets = if listening.upgrade {
+            Sockets::handed_over(&settings.listen.proxy)
+        } else {
+            can_listen(&settings.listen.admin)?;
+            Sockets::bind(&settings.listen.proxy).map_err(Failure::Failed)?
+        };
         let mut server = Server::new_with_opt_and_conf(opt, conf);
         server.bootstrap();
 
         let buffers = L4BufferSettings::new(0, CLIENT_WRITE_BUFFER_BYTES);
-        let mut proxy = Service::new("proxy".into(), Proxy::new(gateway.clone()));
-        for address in &settings.listen.proxy {
-            let address = address.to_string();
-            let listener = ListenerConfig::tcp(address).l4_buffer(buffers);
-            match &settings.listen.tls {
-                None => proxy.add_listener(listener),
-                Some(tls) => {
-                    let mut tls_settings = TlsSettings::intermediate(&tls.cert.to_string_lossy(), &tls.key.to_string_lossy())
-                        .map_err(|error| Failure::Failed(format!("listen.tls: {error}")))?;
-                    tls_settings.enable_h2();
-                    proxy.add_listener(listener.tls(tls_settings));
-                }
-            }
+        for core in 0..threads {
+            let core = sockets.core(core, Proxy::new(gateway.clone()), |name| {
+                let listener = ListenerConfig::tcp(name).l4_buffer(buffers);
+                let Some(tls) = &settings.listen.tls else { return Ok(listener) };
+                let mut tls_settings = TlsSettings::intermediate(&tls.cert.to_string_lossy(), &tls.key.to_string_lossy())
+                    .map_err(|error| format!("listen.tls: {error}"))?;
+                tls_settings.enable_h2();
+                Ok(listener.tls(tls_settings))
+            });
+            server.add_service(core.map_err(Failure::Failed)?);
         }
-        server.add_service(proxy);
         let mut admin = Service::new("admin".into(), Admin::new(gateway.clone(), admin_token));
         admin.threads = Some(1);
         admin.add_tcp(&settings.listen.admin.to_string());
@@ -311,6 +309,7 @@ impl BackgroundService for Keeper {
                 _ = watch.tick() => (Reload::IfChanged, "file"),
                 _ = async { match hangup.as_mut() { Some(hangup) => { hangup.recv().await; } None => std::future::pending().await } } => (Reload::Always, "signal"),
             };
+            gateway.upstreams.sweep();
             let gateway = gateway.clone();
             // Problems are logged and counted where they are found.
             let _ = tokio::task::spawn_blocking(move || gateway.reload_for(when, Actor { who, from: "local" })).await;

@@ -8,14 +8,13 @@ use super::idempotency::Keeping;
 use super::ingress::{Admitted, Head};
 use super::queue::Place;
 use super::race::{Raced, Serving, Try};
-use super::relay::{Relay, Relayed, relay};
+use super::relay::{Relay, relay};
 use super::respond;
 use super::settle::{Ending, Exchanged, Settlement};
-use crate::engine::catalog::{BaseUrl, Provider, Target};
+use crate::engine::catalog::{BaseUrl, Provider, Retry, Target};
 use crate::engine::health::InFlight;
 use crate::engine::limit::Standings;
 use crate::engine::meter::Watch;
-use crate::engine::money::Usd;
 use crate::engine::outbound;
 use crate::engine::peek;
 use crate::engine::provider::spec;
@@ -27,11 +26,15 @@ use crate::store::secret::Secret;
 use crate::telemetry::clock;
 use crate::telemetry::metrics::Series;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::response::Parts;
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Fields that weir adds to an answer at most.
+const OWN_HEADERS: usize = 16;
 
 /// The headers that tell the client what happened.
 #[derive(Clone)]
@@ -68,13 +71,12 @@ pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
     loop {
         let (next, sending) = match serving.next(session) {
             Ok(next) => next,
-            Err(refusal) => return serving.refuse(session, refusal).await,
+            Err(refusal) => return Box::pin(serving.refuse(session, refusal)).await,
         };
-        // Boxed: what is over before a stream begins must not take room for as long as it runs.
         match Box::pin(serving.race(session, next, sending)).await {
             Raced::Won(winner, committed) => return serving.answer(session, *winner, committed).await,
             Raced::Gone(family) => {
-                cancel(serving.admitted.settlement, family).await;
+                Box::pin(cancel(serving.admitted.settlement, family)).await;
                 return false;
             }
             Raced::Lost(_, _, Verdict::TryNext) => {}
@@ -83,11 +85,11 @@ pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
                 let said = UpstreamFailure::new(last.told.target.provider.name.clone(), failed.status(), failed.message(), secret);
                 let failure = denied::Failure { said, is_about_money: failed.outcome().is_about_money() };
                 let refusal = denied::refusal(no, serving.admitted.peek.model.as_deref().unwrap_or_default(), Some(failure));
-                return serving.refuse(session, refusal).await;
+                return Box::pin(serving.refuse(session, refusal)).await;
             }
             // The others do not follow a failure before the first event.
             Raced::Lost(last, failed, Verdict::ReturnUpstream | Verdict::Committed | Verdict::EndStream | Verdict::Drop) => {
-                return serving.return_upstream(session, *failed, &last.told, last.key.as_deref()).await;
+                return Box::pin(serving.return_upstream(session, *failed, &last.told, last.key.as_deref())).await;
             }
         }
     }
@@ -98,15 +100,10 @@ impl Serving<'_> {
     async fn answer(self, session: &mut ServerSession, winner: Try, committed: Committed) -> bool {
         let Serving { gateway, head, admitted, opened, .. } = self;
         let Try { attempt, told, series, in_flight, deadline, .. } = winner;
-        let retry = admitted.plan.retry();
+        let blame = Blame { gateway, attempt, retry: admitted.plan.retry() };
         let (standings, settlement, keeping, _place) = for_the_answer(admitted);
-        let answering = Answering { gateway, head, told, standings, deadline, series, in_flight, opened, keeping };
-        let answered = answering.answer(session, committed, settlement).await;
-        if answered.broken_off {
-            attempt.broke_off(clock::now_ms(), &retry);
-            gateway.metrics.attempts.with_label_values(&[&attempt.target.provider.name, "broken_off"]).inc();
-        }
-        answered.reusable
+        let answering = Answering { gateway, head, told, standings, deadline, series, in_flight, opened, keeping, blame };
+        answering.answer(session, committed, settlement).await
     }
 
     /// Passes an upstream's refusal on as it came: the caller is to blame and should see why.
@@ -125,11 +122,9 @@ impl Serving<'_> {
         let (standings, settlement, keeping, _place) = for_the_answer(self.admitted);
         settlement.refuse(End::Failed, status).await;
         drop(keeping);
-        let Some(mut header) = response_header(&answer.header, self.head, Some(told), &standings) else { return false };
-        if header.insert_header(CONTENT_LENGTH, HeaderValue::from(answer.body.len())).is_err() {
-            return false;
-        }
-        session.write_response_header(Box::new(header)).await.is_ok() && session.write_response_body(answer.body, true).await.is_ok()
+        let mut header = response_header(&answer.header, self.head, Some(told), &standings);
+        header.headers.insert(CONTENT_LENGTH, HeaderValue::from(answer.body.len()));
+        respond::write(session, header, answer.body).await
     }
 
     /// Says no to an admitted request. What is opened already ends with an error event.
@@ -231,8 +226,16 @@ pub fn prepare(
 
 /// `host` or `host:port` as the `Host` header has it: the scheme's own port is left out.
 pub fn authority(base: &BaseUrl) -> String {
-    let host: std::borrow::Cow<'_, str> = if base.host.contains(':') { format!("[{}]", base.host).into() } else { (&*base.host).into() };
-    if base.port == if base.tls { 443 } else { 80 } { host.into_owned() } else { format!("{host}:{}", base.port) }
+    let mut text = String::with_capacity(base.host.len() + 8);
+    let is_v6 = base.host.contains(':');
+    text.push_str(if is_v6 { "[" } else { "" });
+    text.push_str(&base.host);
+    text.push_str(if is_v6 { "]" } else { "" });
+    if base.port != if base.tls { 443 } else { 80 } {
+        text.push(':');
+        text.push_str(itoa::Buffer::new().format(base.port));
+    }
+    text
 }
 
 /// An own key that was removed between the plan and the attempt.
@@ -246,6 +249,21 @@ async fn cancel(mut settlement: Settlement, family: Family) {
         open.status = 499;
     }
     settlement.settle(Ending::Cancelled, Exchanged::nothing(family)).await;
+}
+
+/// Whom to tell that an answer broke off after it had begun.
+pub struct Blame<'a> {
+    gateway: &'a Gateway,
+    attempt: Attempt,
+    retry: Retry,
+}
+
+impl Blame<'_> {
+    /// The provider broke off. Told before the client sees the end, so that who looks afterwards finds it.
+    pub fn provider(&self) {
+        self.attempt.broke_off(clock::now_ms(), &self.retry);
+        self.gateway.metrics.attempts.with_label_values(&[&self.attempt.target.provider.name, "broken_off"]).inc();
+    }
 }
 
 /// What answering needs.
@@ -262,14 +280,16 @@ struct Answering<'a> {
     opened: bool,
     /// Keeps the answer to be given again.
     keeping: Option<Keeping>,
+    blame: Blame<'a>,
 }
 
 impl Answering<'_> {
-    async fn answer(self, session: &mut ServerSession, committed: Committed, settlement: Settlement) -> Relayed {
+    /// Returns whether the client's connection may be used again.
+    async fn answer(self, session: &mut ServerSession, committed: Committed, settlement: Settlement) -> bool {
         match committed {
-            Committed::Whole(whole) if self.opened => self.not_streamed(session, *whole, settlement).await,
-            Committed::Whole(whole) => Relayed { reusable: self.whole(session, *whole, settlement).await, broken_off: false },
-            Committed::Stream(streaming) | Committed::Opaque(streaming) => self.stream(session, *streaming, settlement).await,
+            Committed::Whole(whole) if self.opened => Box::pin(self.not_streamed(session, *whole, settlement)).await,
+            Committed::Whole(whole) => Box::pin(self.whole(session, *whole, settlement)).await,
+            Committed::Stream(streaming) | Committed::Opaque(streaming) => self.stream(session, streaming, settlement).await,
         }
     }
 
@@ -278,10 +298,10 @@ impl Answering<'_> {
         let Whole { header: upstream, body, tally, text } = whole;
         let settled = settlement.settle(Ending::Complete, Exchanged { tally, text }).await;
         drop(self.in_flight);
-        let Some(mut header) = response_header(&upstream, self.head, Some(&self.told), &self.standings) else { return false };
-        let length = header.insert_header(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        if length.is_err() || !put_cost(&mut header, settled.cost) {
-            return false;
+        let mut header = response_header(&upstream, self.head, Some(&self.told), &self.standings);
+        header.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        if let Ok(cost) = HeaderValue::from_str(settled.cost.text().as_str()) {
+            header.headers.insert(headers::X_COST_INCURRED, cost);
         }
         // Before it is written: it is paid, so a client that loses it on the way gets it by asking again.
         if let Some(mut keeping) = self.keeping {
@@ -289,43 +309,43 @@ impl Answering<'_> {
             keeping.body(&body);
             keeping.complete(clock::now_ms());
         }
-        session.write_response_header(Box::new(header)).await.is_ok() && session.write_response_body(body, true).await.is_ok()
+        respond::write(session, header, body).await
     }
 
     /// A stream was opened for the client and the target answered without one: there is no place for that answer.
-    async fn not_streamed(self, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> Relayed {
+    async fn not_streamed(self, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> bool {
         let Whole { tally, text, .. } = whole;
+        self.blame.provider();
         settlement.settle(Ending::Failed, Exchanged { tally, text }).await;
         let provider = self.told.target.provider.name.clone();
         let refusal = Refusal::StreamBroken(UpstreamFailure::new(provider, None, "it answered without streaming", None));
-        Relayed { reusable: end_opened(session, self.head, &refusal).await, broken_off: true }
+        end_opened(session, self.head, &refusal).await
     }
 
-    async fn stream(mut self, session: &mut ServerSession, streaming: Streaming, settlement: Settlement) -> Relayed {
-        const NO: Relayed = Relayed { reusable: false, broken_off: false };
-        let Some(mut header) = response_header(&streaming.header, self.head, Some(&self.told), &self.standings) else { return NO };
+    async fn stream(mut self, session: &mut ServerSession, streaming: Box<Streaming>, settlement: Settlement) -> bool {
+        let mut header = response_header(&streaming.header, self.head, Some(&self.told), &self.standings);
         // Framing is this hop's own: what the client gets may be shorter than what the upstream sends. HTTP/1.0 knows no chunks:
         // there the end of the connection is the end of the answer.
         if session.req_header().version == http::Version::HTTP_10 {
             session.set_keepalive(None);
-        } else if header.insert_header(TRANSFER_ENCODING, HeaderValue::from_static("chunked")).is_err() {
-            return NO;
+        } else {
+            header.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         if let Some(keeping) = &mut self.keeping {
             keeping.head(&header);
         }
-        if !self.opened && session.write_response_header(Box::new(header)).await.is_err() {
-            let upstream = attempt::abandon(
+        if !self.opened && session.write_response_header(Box::new(header.into())).await.is_err() {
+            let upstream = Box::pin(attempt::abandon(
                 self.gateway.upstreams.clone(),
                 streaming.connected,
                 streaming.meter,
                 self.told.target.provider.on_disconnect,
                 self.deadline,
-            )
+            ))
             .await;
             let (tally, text) = upstream.finish();
             settlement.settle(Ending::Cancelled, Exchanged { tally, text }).await;
-            return NO;
+            return false;
         }
         self.gateway.metrics.streams_active.inc();
         let _active = StreamGauge(&self.gateway.metrics.streams_active);
@@ -338,10 +358,10 @@ impl Answering<'_> {
             series: &self.series,
             upgrade_url: self.gateway.upgrade_url.clone(),
             keeping: self.keeping,
+            blame: &self.blame,
         };
         let closes = relaying.session.req_header().version == http::Version::HTTP_10;
-        let relayed = relay(relaying, streaming, settlement).await;
-        Relayed { reusable: relayed.reusable && !closes, ..relayed }
+        relay(relaying, streaming, settlement).await && !closes
     }
 }
 
@@ -354,53 +374,45 @@ impl Drop for StreamGauge<'_> {
 }
 
 /// The client's header of an upstream answer.
-fn response_header(upstream: &ResponseHeader, head: &Head, told: Option<&Told>, standings: &Standings) -> Option<ResponseHeader> {
-    let mut header = ResponseHeader::build_no_case(upstream.status, Some(upstream.headers.len() + 12)).ok()?;
-    headers::copy_response(&upstream.headers, &mut header);
-    for (name, value) in weirs_own(head, told, standings) {
-        header.insert_header(name, value).ok()?;
-    }
-    Some(header)
+fn response_header(upstream: &ResponseHeader, head: &Head, told: Option<&Told>, standings: &Standings) -> Parts {
+    let mut header = respond::header(upstream.status.as_u16(), upstream.headers.len() + OWN_HEADERS);
+    headers::copy_response(&upstream.headers, &mut header.headers);
+    weirs_own(head, told, standings, &mut header.headers);
+    header
 }
 
 /// The header of a stream that is opened before anybody answers.
-pub fn opening_header(head: &Head, standings: &Standings) -> Option<ResponseHeader> {
-    let mut header = ResponseHeader::build_no_case(200, Some(8)).ok()?;
-    header.insert_header(CONTENT_TYPE, HeaderValue::from_static("text/event-stream")).ok()?;
-    header.insert_header(CACHE_CONTROL, HeaderValue::from_static("no-cache")).ok()?;
-    header.insert_header(TRANSFER_ENCODING, HeaderValue::from_static("chunked")).ok()?;
-    for (name, value) in weirs_own(head, None, standings) {
-        header.insert_header(name, value).ok()?;
-    }
-    Some(header)
+pub fn opening_header(head: &Head, standings: &Standings) -> Box<ResponseHeader> {
+    let mut header = respond::header(200, OWN_HEADERS);
+    header.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    header.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    header.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    weirs_own(head, None, standings, &mut header.headers);
+    Box::new(header.into())
 }
 
 /// weir's own response headers.
-pub fn weirs_own(head: &Head, told: Option<&Told>, standings: &Standings) -> Vec<(HeaderName, HeaderValue)> {
-    let mut out = Vec::with_capacity(12);
+pub fn weirs_own(head: &Head, told: Option<&Told>, standings: &Standings, to: &mut HeaderMap) {
     if let Ok(value) = HeaderValue::from_str(head.id.as_str()) {
-        out.push((headers::X_REQUEST_ID, head.client_id.clone().unwrap_or_else(|| value.clone())));
-        out.push((headers::X_WEIR_REQUEST_ID, value));
+        to.insert(headers::X_REQUEST_ID, head.client_id.clone().unwrap_or_else(|| value.clone()));
+        to.insert(headers::X_WEIR_REQUEST_ID, value);
     }
     if let Some(told) = told {
         let flag = |is: bool| HeaderValue::from_static(if is { "true" } else { "false" });
-        let name = |text: &str| HeaderValue::from_str(text).ok();
-        out.extend(name(&told.target.provider.name).map(|value| (headers::X_PROVIDER_USED, value)));
-        out.extend(name(&told.target.upstream_model).map(|value| (headers::X_MODEL_USED, value)));
-        out.push((headers::X_USED_BYOK, flag(told.own_key)));
-        out.push((headers::X_WAS_FALLBACK, flag(told.was_fallback)));
-        out.push((headers::X_WEIR_ATTEMPTS, HeaderValue::from(told.attempts)));
+        for (name, text) in [(headers::X_PROVIDER_USED, &told.target.provider.name), (headers::X_MODEL_USED, &told.target.upstream_model)] {
+            if let Ok(value) = HeaderValue::from_str(text) {
+                to.insert(name, value);
+            }
+        }
+        to.insert(headers::X_USED_BYOK, flag(told.own_key));
+        to.insert(headers::X_WAS_FALLBACK, flag(told.was_fallback));
+        to.insert(headers::X_WEIR_ATTEMPTS, HeaderValue::from(told.attempts));
     }
     standings.headers(|name, value| {
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            out.push((HeaderName::from_static(name), value));
+        if let Ok(value) = HeaderValue::from_str(value) {
+            to.insert(HeaderName::from_static(name), value);
         }
     });
-    out
-}
-
-fn put_cost(header: &mut ResponseHeader, cost: Usd) -> bool {
-    HeaderValue::from_str(&cost.to_string()).is_ok_and(|value| header.insert_header(headers::X_COST_INCURRED, value).is_ok())
 }
 
 /// Writes a refusal in the dialect of the path.
@@ -412,19 +424,21 @@ pub async fn write_refusal(
     standings: &Standings,
 ) -> bool {
     let body = refusal.body(dialect);
-    let Ok(header) = respond::header(refusal.status(), "application/json", body.len()) else { return false };
-    let mut extra = head.map(|head| weirs_own(head, None, standings)).unwrap_or_default();
+    let mut header = respond::document(refusal.status(), "application/json", body.len());
+    if let Some(head) = head {
+        weirs_own(head, None, standings, &mut header.headers);
+    }
     if let Some(wait) = refusal.retry_after_s() {
-        extra.push((http::header::RETRY_AFTER, HeaderValue::from(wait)));
+        header.headers.insert(http::header::RETRY_AFTER, HeaderValue::from(wait));
     }
     if let Some(allow) = refusal.allow() {
-        extra.push((http::header::ALLOW, HeaderValue::from_static(allow)));
+        header.headers.insert(http::header::ALLOW, HeaderValue::from_static(allow));
     }
     if refusal.closes_connection() {
         session.set_keepalive(None);
-        extra.push((http::header::CONNECTION, HeaderValue::from_static("close")));
+        header.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
-    respond::write(session, header, body.into(), &extra).await && !refusal.closes_connection()
+    respond::write(session, header, body.into()).await && !refusal.closes_connection()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::body::{self, BodyError, Share};
 use super::gateway::Gateway;
 use super::idempotency::{self, Asked, Begun, Keeping, Kept};
 use super::queue::{Place, Weight};
-use super::settle::{Open, Settlement, Stage, Tariff};
+use super::settle::{Open, OpenRow, Settlement, Stage, Tariff};
 use super::{denied, respond};
 use crate::config::weir_toml::AuthMode;
 use crate::engine::budget::{MonthIndex, Reservation, ShortBy, Terms};
@@ -294,8 +294,12 @@ pub fn open_account(gateway: &Arc<Gateway>, catalog: &Catalog, opening: &Opening
         }
     };
     let facts = facts(head, caller, peek, &plan, headers, &reserved);
-    let ticket = match (row == RowIn::Journal).then(|| gateway.ledger.open(facts.clone())).transpose() {
-        Ok(ticket) => ticket,
+    let opened = match row {
+        RowIn::Journal => gateway.ledger.open(facts).map(OpenRow::Journal),
+        RowIn::OtherProxy => Ok(OpenRow::OtherProxy(facts)),
+    };
+    let row = match opened {
+        Ok(row) => row,
         Err(LedgerFull::Behind | LedgerFull::Disk) => {
             limits.into_iter().for_each(limit::Admitted::release);
             reserved.reservation.release();
@@ -305,8 +309,7 @@ pub fn open_account(gateway: &Arc<Gateway>, catalog: &Catalog, opening: &Opening
     let output_cap = reserved.output_cap;
     let settlement = Settlement::new(Box::new(Open {
         gateway: gateway.clone(),
-        facts,
-        ticket,
+        row,
         reservation: reserved.reservation,
         limits,
         prompt_tokens,

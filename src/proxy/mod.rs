@@ -9,6 +9,7 @@
 pub mod attempt;
 pub mod body;
 pub mod client_ids;
+pub mod cores;
 pub use crate::engine::refusal::denied;
 pub mod exchange;
 pub mod gateway;
@@ -20,6 +21,7 @@ pub mod own;
 pub mod plugin;
 #[cfg(feature = "lua-policy")]
 pub mod policed;
+pub mod pool;
 pub mod probe;
 pub mod queue;
 pub mod race;
@@ -67,7 +69,9 @@ impl Proxy {
 
 #[async_trait]
 impl HttpServerApp for Proxy {
-    async fn process_new_http(self: &Arc<Self>, mut session: ServerSession, _shutdown: &ShutdownWatch) -> Option<ReusedHttpStream> {
+    async fn process_new_http(self: &Arc<Self>, session: ServerSession, _shutdown: &ShutdownWatch) -> Option<ReusedHttpStream> {
+        // In a box: every step of a request would hold room for a copy otherwise, for as long as a stream runs.
+        let mut session = Box::new(session);
         match session.read_request().await {
             Ok(true) => {}
             Ok(false) => return None,
@@ -94,14 +98,14 @@ impl HttpServerApp for Proxy {
 }
 
 /// Ends a request: the connection goes back for the next one if it can.
-pub async fn finish(mut session: ServerSession, reusable: bool) -> Option<ReusedHttpStream> {
+pub async fn finish(mut session: Box<ServerSession>, reusable: bool) -> Option<ReusedHttpStream> {
     if !reusable {
         session.set_keepalive(None);
         return None;
     }
     if !session.is_body_done() {
         session.set_total_drain_timeout(Some(DRAIN_BODY_TIMEOUT));
-        session.drain_request_body().await.ok()?;
+        Box::pin(session.drain_request_body()).await.ok()?;
     }
     let settings = HttpPersistentSettings::for_session(&session);
     let stream = session.finish().await.ok()??;
@@ -116,14 +120,15 @@ async fn dispatch(gateway: &Arc<Gateway>, session: &mut ServerSession) -> bool {
     let dialect = endpoint.map_or(Dialect::OpenAi, Endpoint::dialect);
     if gateway.drain.is_draining() {
         gateway.metrics.refusals.with_label_values(&[Refusal::Draining.reason()]).inc();
-        return exchange::write_refusal(session, None, dialect, &Refusal::Draining, &Standings::default()).await;
+        return Box::pin(exchange::write_refusal(session, None, dialect, &Refusal::Draining, &Standings::default())).await;
     }
     match endpoint {
         Some(endpoint) if header.method == http::Method::POST => inference(gateway, session, endpoint).await,
-        Some(_) => refuse(gateway, session, dialect, &Refusal::WrongMethod { allow: "POST" }).await,
-        None if path == "/v1/models" || path.starts_with("/v1/models/") => models::serve(gateway, session).await,
-        None if path.starts_with("/weir/v1/") => own::serve(gateway, session).await,
-        None => refuse(gateway, session, dialect, &Refusal::UnknownPath).await,
+        // Boxed, here and below: what is not an answer's stream must not take room beside one.
+        Some(_) => Box::pin(refuse(gateway, session, dialect, &Refusal::WrongMethod { allow: "POST" })).await,
+        None if path == "/v1/models" || path.starts_with("/v1/models/") => Box::pin(models::serve(gateway, session)).await,
+        None if path.starts_with("/weir/v1/") => Box::pin(own::serve(gateway, session)).await,
+        None => Box::pin(refuse(gateway, session, dialect, &Refusal::UnknownPath)).await,
     }
 }
 
@@ -148,17 +153,23 @@ async fn serve<A>(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &He
 where
     A: FnOnce(&mut ServerSession, &Caller, Bytes, &mut Share) -> Result<Bytes, Stopped>,
 {
-    let endpoint = head.endpoint;
-    // Boxed: what is over before a stream begins must not take room for as long as it runs.
     match Box::pin(ingress::admit(gateway, session, head, catalog, access)).await {
         Ok(admitted) => exchange::serve(gateway, session, head, admitted).await,
-        Err(Stopped::Gone) => false,
-        Err(Stopped::Answered(kept, caller)) => {
+        Err(stopped) => Box::pin(stop(gateway, session, head, stopped)).await,
+    }
+}
+
+/// Answers a request that was not admitted.
+async fn stop(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &Head, stopped: Stopped) -> bool {
+    let endpoint = head.endpoint;
+    match stopped {
+        Stopped::Gone => false,
+        Stopped::Answered(kept, caller) => {
             gateway.metrics.request(&gateway.metrics.of_none(), endpoint, kept.status);
             gateway.log_replay(head.id.as_str(), &caller.key, endpoint, kept.status);
             idempotency::replay(session, *kept).await
         }
-        Err(Stopped::Refused(refusal, caller)) => {
+        Stopped::Refused(refusal, caller) => {
             gateway.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
             gateway.metrics.request(&gateway.metrics.of_none(), endpoint, refusal.status());
             let mut standings = Standings::default();
@@ -169,7 +180,7 @@ where
             exchange::write_refusal(session, Some(head), endpoint.dialect(), &refusal, &standings).await
         }
         #[cfg(feature = "lua-policy")]
-        Err(Stopped::Decided(decided, caller)) => {
+        Stopped::Decided(decided, caller) => {
             gateway.metrics.refusals.with_label_values(&["policy"]).inc();
             gateway.metrics.request(&gateway.metrics.of_none(), endpoint, decided.status);
             record_refused(gateway, head, &caller, decided.status).await;

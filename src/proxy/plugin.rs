@@ -357,6 +357,6 @@ impl HttpServerApp for Plugin {
         }
         session.set_keepalive(Some(IDLE_SECONDS));
         let reusable = self.dispatch(&mut session).await;
-        finish(session, reusable).await
+        finish(Box::new(session), reusable).await
     }
 }

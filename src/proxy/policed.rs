@@ -42,8 +42,9 @@ impl Decided {
     /// Writes it. Returns whether the client's connection may be used again.
     pub async fn write(self, session: &mut ServerSession, head: &Head, standings: &Standings) -> bool {
         let Some(body) = self.body else { return false };
-        let Ok(header) = respond::header(self.status, "text/plain", body.len()) else { return false };
-        respond::write(session, header, body, &weirs_own(head, None, standings)).await
+        let mut header = respond::document(self.status, "text/plain", body.len());
+        weirs_own(head, None, standings, &mut header.headers);
+        respond::write(session, header, body).await
     }
 }
 

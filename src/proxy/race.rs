@@ -230,8 +230,8 @@ impl<'a> Serving<'a> {
         session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
         if !self.opened {
             self.opened = true;
-            let Some(header) = exchange::opening_header(self.head, &self.admitted.standings) else { return false };
-            if session.write_response_header(Box::new(header)).await.is_err() {
+            let header = exchange::opening_header(self.head, &self.admitted.standings);
+            if session.write_response_header(header).await.is_err() {
                 return false;
             }
         }
@@ -262,7 +262,7 @@ impl<'a> Serving<'a> {
         winner.told.attempts = self.admitted.plan.attempts();
         winner.attempt.record_first_event(now_ms, waited.as_micros() as u64);
         self.admitted.plan.after(&winner.attempt, &Outcome::Ok, now_ms);
-        self.count(&winner, "ok");
+        self.gateway.metrics.attempt_ok(&winner.series);
         if let Some(loser) = loser {
             self.cancelled(loser, true);
         }

@@ -5,12 +5,12 @@
 //! client of the end, so that an end the client saw is an end the ledger has.
 
 use super::attempt::{Streaming, abandon};
+use super::exchange::Blame;
 use super::idempotency::Keeping;
 use super::settle::{Ending, Exchanged, Settlement};
 use super::upstream::Upstreams;
 use crate::engine::catalog::Provider;
 use crate::engine::dialect::Endpoint;
-use crate::engine::meter::StreamMeter;
 use crate::engine::refusal::{Refusal, UpstreamFailure};
 use crate::telemetry::clock;
 use crate::telemetry::metrics::Series;
@@ -50,14 +50,8 @@ pub struct Relay<'a> {
     pub upgrade_url: Option<Arc<str>>,
     /// Keeps the answer to be given again.
     pub keeping: Option<Keeping>,
-}
-
-/// How a relay ended.
-pub struct Relayed {
-    /// The client's connection may be used again.
-    pub reusable: bool,
-    /// The provider broke off: it is to blame.
-    pub broken_off: bool,
+    /// Is told when the provider breaks off.
+    pub blame: &'a Blame<'a>,
 }
 
 /// How reading ended.
@@ -72,25 +66,25 @@ enum End {
     Credit,
 }
 
-/// Passes a stream on and settles its account.
+/// Passes a stream on and settles its account. Returns whether the client's connection may be used again.
 /// Dropped half way (shutdown, panic), the settlement closes the account as cancelled.
-pub async fn relay(mut relay: Relay<'_>, streaming: Streaming, mut settlement: Settlement) -> Relayed {
-    let Streaming { mut connected, mut meter, mut first, .. } = streaming;
+pub async fn relay(mut relay: Relay<'_>, mut streaming: Box<Streaming>, mut settlement: Settlement) -> bool {
+    let Streaming { connected, meter, first, .. } = &mut *streaming;
     let mut joined = BytesMut::new();
     relay.session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
     let mut last_read = Instant::now();
     let end = loop {
         let ended = meter.ended();
-        if !ended && settlement.exhausted(&mut meter) {
+        if !ended && settlement.exhausted(meter) {
             // The event that overdrew goes out: the provider asks for it.
-            let _ = write(relay.session, &mut relay.keeping, &mut first, &mut joined).await;
+            let _ = write(relay.session, &mut relay.keeping, first, &mut joined).await;
             break End::Credit;
         }
         if ended {
             break End::Upstream;
         }
-        settlement.progress(&meter);
-        if write(relay.session, &mut relay.keeping, &mut first, &mut joined).await.is_err() {
+        settlement.progress(meter);
+        if write(relay.session, &mut relay.keeping, first, &mut joined).await.is_err() {
             break End::Client;
         }
         let limit = relay.provider.timeouts.between_events.min(relay.deadline.saturating_duration_since(last_read));
@@ -102,14 +96,14 @@ pub async fn relay(mut relay: Relay<'_>, streaming: Streaming, mut settlement: S
         match read {
             Ok(Some(chunk)) => {
                 let mut bytes = chunk.len();
-                meter.feed(chunk, &mut first);
+                meter.feed(chunk, first);
                 // What is already here shares the write. Without a timer: the read is dropped if it would wait.
                 connected.session.set_read_timeout(None);
                 while bytes < COALESCE_BYTES_MAX && !meter.ended() {
                     match connected.session.read_response_body().now_or_never() {
                         Some(Ok(Some(chunk))) => {
                             bytes += chunk.len();
-                            meter.feed(chunk, &mut first);
+                            meter.feed(chunk, first);
                         }
                         _ => break,
                     }
@@ -120,19 +114,11 @@ pub async fn relay(mut relay: Relay<'_>, streaming: Streaming, mut settlement: S
             Err(_) => break End::Broken("the connection broke in the middle of its answer"),
         }
     };
-    finish(&mut relay, connected, meter, first, joined, end, settlement).await
+    Box::pin(finish(&mut relay, *streaming, joined, end, settlement)).await
 }
 
-#[allow(clippy::too_many_arguments)]
-async fn finish(
-    relay: &mut Relay<'_>,
-    mut connected: super::upstream::Connected,
-    mut meter: StreamMeter,
-    mut out: Vec<Bytes>,
-    mut joined: BytesMut,
-    end: End,
-    settlement: Settlement,
-) -> Relayed {
+async fn finish(relay: &mut Relay<'_>, streaming: Streaming, mut joined: BytesMut, end: End, settlement: Settlement) -> bool {
+    let Streaming { mut connected, mut meter, first: mut out, .. } = streaming;
     // Only what ended well is given again; whatever else ends may be sent again and runs anew.
     let mut keeping = relay.keeping.take();
     match end {
@@ -141,12 +127,15 @@ async fn finish(
             // A stream may close in good order without an end mark, but not without having said that it is finished.
             let cut = !meter.ended() && !meter.may_end_without_mark();
             let failed = cut || meter.error().is_some();
+            if failed {
+                relay.blame.provider();
+            }
             let (tally, text) = meter.finish();
             settlement.settle(if failed { Ending::Failed } else { Ending::Complete }, Exchanged { tally, text }).await;
             if cut {
                 drop(keeping);
                 let refusal = relay.broken("it ended its answer before it was finished");
-                return Relayed { reusable: relay.end_with(&mut out, &mut joined, &refusal).await, broken_off: true };
+                return relay.end_with(&mut out, &mut joined, &refusal).await;
             }
             let taken = write(relay.session, &mut keeping, &mut out, &mut joined).await.is_ok();
             let client = pass_rest(relay.session, &mut keeping, &mut connected, taken).await;
@@ -158,16 +147,16 @@ async fn finish(
             if connected.session.response_done() {
                 relay.upstreams.release(connected).await;
             }
-            Relayed { reusable: client, broken_off: failed }
+            client
         }
         End::Broken(what) => {
+            relay.blame.provider();
             connected.session.shutdown().await;
             drop(keeping);
             meter.flush(&mut out);
             let (tally, text) = meter.finish();
             settlement.settle(Ending::Failed, Exchanged { tally, text }).await;
-            let reusable = relay.end_with(&mut out, &mut joined, &relay.broken(what)).await;
-            Relayed { reusable, broken_off: true }
+            relay.end_with(&mut out, &mut joined, &relay.broken(what)).await
         }
         End::Credit => {
             connected.session.shutdown().await;
@@ -175,13 +164,13 @@ async fn finish(
             let (tally, text) = meter.finish();
             settlement.settle(Ending::Cancelled, Exchanged { tally, text }).await;
             let refusal = Refusal::CreditsRanOut { upgrade_url: relay.upgrade_url.clone() };
-            Relayed { reusable: relay.end_with(&mut out, &mut joined, &refusal).await, broken_off: false }
+            relay.end_with(&mut out, &mut joined, &refusal).await
         }
         End::Client => {
             let meter = abandon(relay.upstreams.clone(), connected, meter, relay.provider.on_disconnect, relay.deadline).await;
             let (tally, text) = meter.finish();
             settlement.settle(Ending::Cancelled, Exchanged { tally, text }).await;
-            Relayed { reusable: false, broken_off: false }
+            false
         }
     }
 }

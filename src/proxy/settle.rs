@@ -13,7 +13,7 @@ use crate::engine::money::{Credits, Factor, Usd, charge};
 use crate::engine::route::{self, Class, Payer};
 use crate::engine::tokens::{Family, Stream as TextCounter};
 use crate::engine::usage::{Bucket, Source, Usage};
-use crate::store::ledger::{Closed, End, Facts, Outcome, Ticket};
+use crate::store::ledger::{Closed, End, Facts, LedgerFull, Outcome, Ticket};
 use crate::telemetry::clock;
 use crate::telemetry::metrics::Series;
 use std::sync::Arc;
@@ -107,6 +107,24 @@ impl Tariff {
     }
 }
 
+/// Where an open request's row is.
+pub enum OpenRow {
+    /// In the journal.
+    Journal(Ticket),
+    /// With the proxy that serves the request, until it hands the row over.
+    OtherProxy(Facts),
+}
+
+impl OpenRow {
+    /// What the row says from the beginning.
+    fn facts(&self) -> Option<&Facts> {
+        match self {
+            OpenRow::Journal(ticket) => ticket.facts(),
+            OpenRow::OtherProxy(facts) => Some(facts),
+        }
+    }
+}
+
 /// An open account of one request.
 pub struct Settlement {
     open: Option<Box<Open>>,
@@ -116,10 +134,8 @@ pub struct Settlement {
 pub struct Open {
     /// The gateway.
     pub gateway: Arc<Gateway>,
-    /// What the row says from the beginning.
-    pub facts: Facts,
-    /// The request's place in the journal. `None`: another proxy serves it and keeps its row until it hands it over.
-    pub ticket: Option<Ticket>,
+    /// Where its row is until it is written.
+    pub row: OpenRow,
     /// Credits set aside.
     pub reservation: Reservation,
     /// Rate limits that were drawn on.
@@ -241,7 +257,7 @@ impl Settlement {
 impl Drop for Settlement {
     fn drop(&mut self) {
         if let Some(open) = self.open.take() {
-            if open.ticket.is_none() {
+            if matches!(open.row, OpenRow::OtherProxy(_)) {
                 // Whoever serves it still has the row.
                 open.give_back();
                 return;
@@ -318,9 +334,17 @@ impl Open {
         tally.usage.set(Bucket::Output, self.seen_bytes.div_ceil(BYTES_PER_TOKEN));
         let (cost, price_id, charge) = self.bill(&mut tally);
         let outcome = self.outcome(End::Failed, tally.usage, Source::Counted, price_id, cost, charge);
-        if let Some(ticket) = &mut self.ticket {
+        if let OpenRow::Journal(ticket) = &mut self.row {
             ticket.progress(now_ms, || outcome);
         }
+    }
+
+    /// Takes a row over that another proxy kept.
+    pub fn journal(&mut self) -> Result<(), LedgerFull> {
+        if let OpenRow::OtherProxy(facts) = &self.row {
+            self.row = OpenRow::Journal(self.gateway.ledger.open(facts.clone())?);
+        }
+        Ok(())
     }
 
     /// Gives back what was drawn on and set aside, without a row.
@@ -445,21 +469,27 @@ impl Open {
         let gateway = self.gateway.clone();
         let series = self.series.take().unwrap_or_else(|| gateway.metrics.of_none());
         gateway.metrics.request(&series, self.endpoint, outcome.status);
+        let last = self.last(end, outcome.status);
+        let Open { row, reservation, endpoint, tried, started, .. } = *self;
+        let facts = row.facts();
         if outcome.provider.is_some() {
             gateway.metrics.used(&series, &outcome.usage, outcome.usage_source);
             gateway.metrics.cost(&series, outcome.cost, outcome.byok);
             gateway.metrics.charge(
-                self.facts.level.as_deref().unwrap_or("none"),
-                self.facts.tier.as_deref().unwrap_or("none"),
+                facts.and_then(|facts| facts.level.as_deref()).unwrap_or("none"),
+                facts.and_then(|facts| facts.tier.as_deref()).unwrap_or("none"),
                 outcome.charge,
             );
-            series.request_seconds.observe(self.started.elapsed().as_secs_f64());
+            series.request_seconds.observe(started.elapsed().as_secs_f64());
         }
-        let last = self.last(end, outcome.status);
-        let Open { facts, ticket, reservation, endpoint, tried, .. } = *self;
-        gateway.log_request(&facts, &outcome, endpoint, tried.iter().chain(&last));
+        if let Some(facts) = facts {
+            gateway.log_request(facts, &outcome, endpoint, tried.iter().chain(&last));
+        }
         reservation.settle(charge);
-        ticket.map(|ticket| ticket.close(outcome))
+        match row {
+            OpenRow::Journal(ticket) => Some(ticket.close(outcome)),
+            OpenRow::OtherProxy(_) => None,
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Connections to providers: names resolved off the path, pools that mix neither hosts nor authorities, verified TLS.
 
+use super::pool::{self, Pool};
 use super::together::Together;
 use crate::engine::catalog::{BaseUrl, Provider};
 use crate::store::outbound::is_public;
@@ -10,7 +11,7 @@ use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::protocols::http::v1::client::HttpSession as Http1Session;
 use pingora_core::protocols::tls::CaType;
-use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use pingora_core::utils::tls::WrappedX509;
 use pingora_error::ErrorType;
 use std::hash::BuildHasher;
@@ -26,10 +27,6 @@ pub const DNS_FRESH: Duration = Duration::from_secs(30);
 pub const DNS_STALE: Duration = Duration::from_secs(600);
 /// A look-up may take this long.
 pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
-/// An idle connection to a provider is closed after this. Below the 60 s of common load balancers, so that weir closes first.
-pub const POOL_IDLE: Duration = Duration::from_secs(55);
-/// Idle connections kept in all.
-pub const POOL_SIZE: usize = 4096;
 /// Streams a pooled HTTP/2 connection carries at once.
 const H2_STREAMS: usize = 64;
 
@@ -52,14 +49,18 @@ pub enum ConnectError {
 
 /// Connections to every provider.
 pub struct Upstreams {
+    /// New connections, and HTTP/2.
     connector: Connector,
+    /// Idle HTTP/1 connections.
+    pool: Pool,
     peers: papaya::HashMap<u64, Arc<Resolved>>,
     hasher: std::hash::RandomState,
 }
 
 /// A provider's addresses, ready to connect to.
 struct Resolved {
-    peers: Vec<HttpPeer>,
+    /// Each with its key in the pool.
+    peers: Vec<(HttpPeer, u64)>,
     next: AtomicUsize,
     at: Instant,
     refreshing: AtomicBool,
@@ -73,8 +74,8 @@ impl std::fmt::Debug for Upstreams {
 
 /// A connection for one exchange.
 pub struct Connected {
-    /// The session to write to and read from.
-    pub session: HttpSession,
+    /// The session to write to and read from. In a box: it is moved along with every step of an exchange.
+    pub session: Box<HttpSession>,
     /// It came from the pool: a reset before any answer may be its age, not the provider's fault.
     pub reused: bool,
     /// Over HTTP/1: while set, writes stay back (see [`super::together`]).
@@ -83,10 +84,8 @@ pub struct Connected {
     index: usize,
 }
 
-/// An HTTP/1 session whose writes can be held together. A connection from the pool is one already.
-fn together(session: HttpSession, peer: &HttpPeer) -> (HttpSession, Option<Arc<AtomicBool>>) {
-    let HttpSession::H1(session) = session else { return (session, None) };
-    let stream = session.into_inner();
+/// An HTTP/1 session whose writes can be held together. A connection from the pool is of that kind already.
+fn together(stream: Stream, peer: &HttpPeer) -> (Box<HttpSession>, Option<Arc<AtomicBool>>) {
     let known = (*stream).as_any().downcast_ref::<Together>().map(Together::holds);
     let (stream, holds): (Stream, _) = match known {
         Some(holds) => (stream, holds),
@@ -96,14 +95,15 @@ fn together(session: HttpSession, peer: &HttpPeer) -> (HttpSession, Option<Arc<A
             (Box::new(stream), holds)
         }
     };
-    (HttpSession::H1(Http1Session::new_with_options(stream, peer)), Some(holds))
+    (Box::new(HttpSession::H1(Http1Session::new_with_options(stream, peer))), Some(holds))
 }
 
 impl Upstreams {
     /// Nothing is connected yet.
     pub fn new() -> Upstreams {
         Upstreams {
-            connector: Connector::new(Some(ConnectorOptions::new(POOL_SIZE))),
+            connector: Connector::new(Some(ConnectorOptions::new(pool::CONNECTIONS_MAX))),
+            pool: Pool::default(),
             peers: papaya::HashMap::new(),
             hasher: std::hash::RandomState::new(),
         }
@@ -119,14 +119,22 @@ impl Upstreams {
         let mut failure = ConnectError::Connect;
         for step in 0..count {
             let index = (start + step) % count;
-            let peer = &resolved.peers[index];
+            let (peer, place) = &resolved.peers[index];
             if public_only && !peer._address.as_inet().is_some_and(|address| is_public(address.ip())) {
                 return Err(ConnectError::NotPublic);
             }
-            match self.connector.get_http_session(peer).await {
+            if let Some(stream) = self.pool.take(*place) {
+                let (session, holds) = together(stream, peer);
+                return Ok(Connected { session, reused: true, holds, resolved, index });
+            }
+            // Boxed: rare, and large with its handshakes.
+            match Box::pin(self.connector.get_http_session(peer)).await {
                 Ok((session, reused)) => {
-                    let (session, holds) = together(session, peer);
-                    return Ok(Connected { session, reused, holds, resolved: resolved.clone(), index });
+                    let (session, holds) = match session {
+                        HttpSession::H1(session) => together(session.into_inner(), peer),
+                        session => (Box::new(session), None),
+                    };
+                    return Ok(Connected { session, reused, holds, resolved, index });
                 }
                 Err(error) => {
                     failure = match error.etype() {
@@ -144,8 +152,21 @@ impl Upstreams {
 
     /// Gives a connection whose answer was read to its end back to the pool.
     pub async fn release(&self, connected: Connected) {
-        let peer = &connected.resolved.peers[connected.index];
-        self.connector.release_http_session(connected.session, peer, Some(POOL_IDLE)).await;
+        let (peer, place) = &connected.resolved.peers[connected.index];
+        match *connected.session {
+            HttpSession::H1(mut session) => {
+                session.respect_keepalive();
+                if let Some(stream) = session.reuse().await {
+                    self.pool.put(*place, stream);
+                }
+            }
+            session => Box::pin(self.connector.release_http_session(session, peer, Some(pool::IDLE_MAX))).await,
+        }
+    }
+
+    /// Closes idle connections that are too old or were closed by the other side. To be called every second or so.
+    pub fn sweep(&self) {
+        self.pool.sweep();
     }
 
     async fn resolve(self: &Arc<Self>, provider: &Arc<Provider>) -> Result<Arc<Resolved>, ConnectError> {
@@ -181,7 +202,14 @@ impl Upstreams {
             },
         };
         let authorities = provider.ca.as_deref().map(authorities).transpose()?;
-        let peers: Vec<HttpPeer> = addresses.into_iter().map(|address| peer(provider, address, key, authorities.as_ref())).collect();
+        let peers: Vec<_> = addresses
+            .into_iter()
+            .map(|address| {
+                let peer = peer(provider, address, key, authorities.as_ref());
+                let place = peer.reuse_hash();
+                (peer, place)
+            })
+            .collect();
         if peers.is_empty() {
             if let Some(known) = self.peers.pin().get(&key) {
                 known.refreshing.store(false, Relaxed);
@@ -223,7 +251,7 @@ fn peer(provider: &Provider, address: SocketAddr, group: u64, authorities: Optio
     peer.group_key = group;
     peer.options.connection_timeout = Some(provider.timeouts.connect);
     peer.options.total_connection_timeout = Some(provider.timeouts.connect);
-    peer.options.idle_timeout = Some(POOL_IDLE);
+    peer.options.idle_timeout = Some(pool::IDLE_MAX);
     peer.options.ca = authorities.cloned();
     if provider.base.tls && provider.http2 {
         peer.options.set_http_version(2, 1);

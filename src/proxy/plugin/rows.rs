@@ -90,12 +90,9 @@ impl Admissions {
     async fn close(&self, row: &Row, mut pending: Pending) -> Taken {
         let target = pending.target(row.provider.as_deref(), row.upstream_model.as_deref(), row.byok);
         let Some(open) = pending.settlement.open() else { return Taken::Before };
-        match self.gateway.ledger.open(open.facts.clone()) {
-            Ok(ticket) => open.ticket = Some(ticket),
-            Err(_) => {
-                self.open.lock().insert(row.request_id.as_str().into(), pending, Instant::now());
-                return Taken::NotNow;
-            }
+        if open.journal().is_err() {
+            self.open.lock().insert(row.request_id.as_str().into(), pending, Instant::now());
+            return Taken::NotNow;
         }
         open.status = row.status;
         open.first_event_ms = row.first_event_ms;
@@ -171,9 +168,8 @@ impl Admissions {
     pub(super) async fn expire(&self, id: Box<str>, mut pending: Pending) {
         let mut tally = Tally { source: Source::Counted, ..Tally::default() };
         let Some(open) = pending.settlement.open() else { return };
-        match self.gateway.ledger.open(open.facts.clone()) {
-            Ok(ticket) => open.ticket = Some(ticket),
-            Err(_) => return self.open.lock().insert(id, pending, Instant::now()),
+        if open.journal().is_err() {
+            return self.open.lock().insert(id, pending, Instant::now());
         }
         open.status = SILENT;
         tally.usage.set(Bucket::Input, open.prompt_tokens);
