@@ -176,10 +176,13 @@ impl<'a> Scanner<'a> {
             // All bits up to the lowest of `ends`.
             let escaped = escaped & (ends ^ ends.wrapping_sub(1));
             if escaped != 0 {
-                let common = quotes | backslashes | block.one_of(*b"nrt/");
-                let first_other = escaped & !common;
-                if first_other != 0 {
-                    let at = first_other.trailing_zeros();
+                // What is most often escaped is looked for first.
+                let mut others = escaped & !(quotes | backslashes | block.equal(b'n'));
+                if others != 0 {
+                    others &= !block.one_of(*b"rt/b");
+                }
+                if others != 0 {
+                    let at = others.trailing_zeros();
                     excess += (escaped & ((1 << at) - 1)).count_ones() as usize;
                     // Back to its backslash, which may be the last byte of the block before.
                     self.at = self.at + at as usize - 1;
