@@ -411,9 +411,9 @@ mod tests {
     }
 
     fn answer(mut keeping: Keeping, body: &[u8], now_ms: u64) {
-        let mut header = ResponseHeader::build(200, None).unwrap();
-        header.append_header("x-a", "1").unwrap();
-        header.append_header("x-a", "2").unwrap();
+        let mut header = respond::header(200, 2);
+        header.headers.append("x-a", HeaderValue::from_static("1"));
+        header.headers.append("x-a", HeaderValue::from_static("2"));
         keeping.head(&header);
         body.chunks(7_000).for_each(|part| keeping.body(part));
         keeping.complete(now_ms);
