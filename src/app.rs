@@ -245,6 +245,8 @@ impl App {
             });
             server.add_service(core.map_err(Failure::Failed)?);
         }
+        // Each core has its own descriptors.
+        drop(sockets);
         let mut admin = Service::new("admin".into(), Admin::new(gateway.clone(), admin_token));
         admin.threads = Some(1);
         admin.add_tcp(&settings.listen.admin.to_string());

@@ -27,6 +27,9 @@
 //! `proxy::settle` turns the count into money ([`engine::price`]), settles the reservation and journals the row: once, on every
 //! path, before the client sees the end. A thread brings rows from the journal to the database, another to the billing system.
 //!
+//! Each core has a runtime, an accept loop and idle upstream connections of its own (`proxy::cores`, `proxy::pool`): a request is
+//! served where its connection is.
+//!
 //! What can change while it runs (routing, prices) is one immutable [`engine::catalog::Catalog`] that is swapped as a whole;
 //! what must outlive the swap (health, measurements) hangs on it by shared pointers.
 

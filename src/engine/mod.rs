@@ -3,7 +3,7 @@
 //! Reading order: [`catalog`] is what an operator configured; [`peek`] is what a request asks; [`policy`], [`level`] and
 //! [`route`] turn the two into a plan of attempts; [`provider`] and [`dialect`] say how each attempt is spoken;
 //! [`sse`] and [`meter`] count what comes back; [`price`], [`budget`] and [`limit`] turn counts into money and allowances;
-//! [`refusal`] is every answer that is a no.
+//! [`refusal`] is every answer that is a no. [`vector`] is what the readers of JSON share.
 
 pub mod budget;
 pub mod catalog;
