@@ -41,6 +41,13 @@ impl Block {
         self.mask(|part| part.simd_eq(byte))
     }
 
+    /// Where a byte is one of two.
+    #[inline]
+    pub fn either(&self, bytes: [u8; 2]) -> u64 {
+        let [a, b] = bytes.map(u8x16::splat);
+        self.mask(|part| part.simd_eq(a) | part.simd_eq(b))
+    }
+
     /// Where a byte is one of four.
     #[inline]
     pub fn one_of(&self, bytes: [u8; 4]) -> u64 {
@@ -72,18 +79,32 @@ impl Block {
 /// Where the next quote or backslash stands at or behind `from`, or the end.
 #[inline]
 pub fn quote_or_backslash(bytes: &[u8], from: usize) -> usize {
-    let (quote, backslash) = (u8x16::splat(b'"'), u8x16::splat(b'\\'));
-    let mut at = from;
-    while let Some(part) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+    const SPECIAL: [u8; 2] = *b"\"\\";
+    let (quote, backslash) = (u8x16::splat(SPECIAL[0]), u8x16::splat(SPECIAL[1]));
+    let rest = bytes.get(from..).unwrap_or_default();
+    // Most strings are short: one vector has their end.
+    if let Some(part) = rest.first_chunk() {
         let part = u8x16::new(*part);
         let found = (part.simd_eq(quote) | part.simd_eq(backslash)).to_bitmask();
         if found != 0 {
+            return from + found.trailing_zeros() as usize;
+        }
+        return long_run(bytes, from + 16, SPECIAL);
+    }
+    from + rest.iter().position(|byte| SPECIAL.contains(byte)).unwrap_or(rest.len())
+}
+
+/// As [`quote_or_backslash`], by blocks.
+fn long_run(bytes: &[u8], from: usize, special: [u8; 2]) -> usize {
+    let mut at = from;
+    while at < bytes.len() {
+        let found = Block::of(&bytes[at..]).either(special);
+        if found != 0 {
             return at + found.trailing_zeros() as usize;
         }
-        at += 16;
+        at += BLOCK_BYTES;
     }
-    let rest = bytes.get(at..).unwrap_or_default();
-    at + rest.iter().position(|byte| matches!(byte, b'"' | b'\\')).unwrap_or(rest.len())
+    bytes.len()
 }
 
 /// Where a byte stands behind a backslash that is not escaped itself. `carried` goes from block to block: 1 when the next one
@@ -116,6 +137,7 @@ mod tests {
                 let expected = |is: bool| if is { bit } else { 0 };
                 assert_eq!(block.equal(b'"'), expected(byte == b'"'));
                 assert_eq!(block.below(0x20), expected(byte < 0x20));
+                assert_eq!(block.either(*b"\"\\"), expected(b"\"\\".contains(&byte)));
                 assert_eq!(block.one_of(*b"nrt/"), expected(b"nrt/".contains(&byte)));
                 assert_eq!(block.is_beyond_ascii(), byte >= 0x80);
             }
@@ -165,7 +187,7 @@ mod tests {
                         assert_eq!(quote_or_backslash(&bytes, from), length);
                     }
                     assert_eq!(quote_or_backslash(&bytes, length + 1), bytes.len());
-                    assert_eq!(quote_or_backslash(&bytes, bytes.len() + 5), bytes.len() + 5);
+                    assert_eq!(quote_or_backslash(&bytes, bytes.len()), bytes.len());
                 }
             }
         }
