@@ -10,7 +10,7 @@ use crate::engine::catalog::SecretRef;
 use crate::proxy::Proxy;
 use crate::proxy::body::InFlight;
 use crate::proxy::client_ids::ClientIds;
-use crate::proxy::cores::Sockets;
+use crate::proxy::cores::{Core, Sockets};
 use crate::proxy::gateway::{self, Drain, Gateway, Limiters, Reload, Reloads};
 use crate::proxy::idempotency::Answers;
 use crate::proxy::plugin::{Admissions, Plugin};
@@ -225,7 +225,7 @@ impl App {
         };
         let opt = Opt { upgrade: listening.upgrade, ..Opt::default() };
         let sockets = if listening.upgrade {
-            Sockets::handed_over(&settings.listen.proxy)
+            Sockets::default()
         } else {
             can_listen(&settings.listen.admin)?;
             Sockets::bind(&settings.listen.proxy).map_err(Failure::Failed)?
@@ -234,9 +234,10 @@ impl App {
         server.bootstrap();
 
         let buffers = L4BufferSettings::new(0, CLIENT_WRITE_BUFFER_BYTES);
+        let sockets = Arc::new(sockets);
         for core in 0..threads {
-            let core = sockets.core(core, Proxy::new(gateway.clone()), |name| {
-                let listener = ListenerConfig::tcp(name).l4_buffer(buffers);
+            let core = Core::new(core, Proxy::new(gateway.clone()), &settings.listen.proxy, sockets.clone(), |address| {
+                let listener = ListenerConfig::tcp(address).l4_buffer(buffers);
                 let Some(tls) = &settings.listen.tls else { return Ok(listener) };
                 let mut tls_settings = TlsSettings::intermediate(&tls.cert.to_string_lossy(), &tls.key.to_string_lossy())
                     .map_err(|error| format!("listen.tls: {error}"))?;
@@ -245,8 +246,6 @@ impl App {
             });
             server.add_service(core.map_err(Failure::Failed)?);
         }
-        // Each core has its own descriptors.
-        drop(sockets);
         let mut admin = Service::new("admin".into(), Admin::new(gateway.clone(), admin_token));
         admin.threads = Some(1);
         admin.add_tcp(&settings.listen.admin.to_string());

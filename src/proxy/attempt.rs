@@ -214,6 +214,8 @@ async fn exchange(
     };
     // A provider may answer (413, 401) before it has read the whole body: look for that answer before giving up.
     let write_error = wrote.await.err();
+    connected.sent_whole = write_error.is_none();
+    let session = &mut connected.session;
     let limit = first_event_by.min(sending.deadline);
     loop {
         session.set_read_timeout(Some(remaining(limit)));

@@ -167,6 +167,8 @@ impl Admissions {
     pub async fn sweep(self: Arc<Admissions>) {
         loop {
             tokio::time::sleep(SWEEP_INTERVAL).await;
+            // A row that comes for one of these meanwhile waits, and finds it then.
+            let _turn = self.recording.lock().await;
             let late = self.open.lock().silent(SETTLE_BY, Instant::now());
             for (id, pending) in late {
                 self.expire(id, pending).await;

@@ -21,6 +21,8 @@ use std::time::Instant;
 
 /// Output tokens a running stream's reservation is extended by at a time: a few seconds of a fast model.
 pub const EXTEND_TOKENS: u64 = 512;
+/// Output tokens another proxy can have covered by one call: more than any model writes. It asks again for more.
+const COVER_TOKENS_MAX: u64 = 1 << 20;
 /// Bytes a token has in English prose, for estimates that an orderly end replaces by a count.
 const BYTES_PER_TOKEN: u64 = 4;
 /// A stream's progress goes to the journal at most this often.
@@ -213,11 +215,12 @@ impl Settlement {
         }
     }
 
-    /// Reserves on for a stream that another proxy serves, until `output_tokens` are covered or the balance has no more. Returns
-    /// how many are.
+    /// Reserves on for a stream that another proxy serves, until `output_tokens` are covered (at most [`COVER_TOKENS_MAX`] more)
+    /// or the balance has no more. Returns how many are.
     pub fn cover(&mut self, output_tokens: u64) -> u64 {
         let Some(open) = self.open.as_deref_mut() else { return 0 };
-        while open.covered_tokens < output_tokens && open.extend() {}
+        let wanted = output_tokens.min(open.covered_tokens.saturating_add(COVER_TOKENS_MAX));
+        while open.covered_tokens < wanted && open.extend() {}
         open.covered_tokens
     }
 

@@ -78,6 +78,8 @@ pub struct Connected {
     pub session: Box<HttpSession>,
     /// It came from the pool: a reset before any answer may be its age, not the provider's fault.
     pub reused: bool,
+    /// The request went out as a whole. With half of one on its way a connection is of no use to the next.
+    pub sent_whole: bool,
     /// Over HTTP/1: while set, writes stay back (see [`super::together`]).
     pub holds: Option<Arc<AtomicBool>>,
     resolved: Arc<Resolved>,
@@ -125,7 +127,7 @@ impl Upstreams {
             }
             if let Some(stream) = self.pool.take(*place) {
                 let (session, holds) = together(stream, peer);
-                return Ok(Connected { session, reused: true, holds, resolved, index });
+                return Ok(Connected { session, reused: true, sent_whole: true, holds, resolved, index });
             }
             // Boxed: rare, and large with its handshakes.
             match Box::pin(self.connector.get_http_session(peer)).await {
@@ -134,7 +136,7 @@ impl Upstreams {
                         HttpSession::H1(session) => together(session.into_inner(), peer),
                         session => (Box::new(session), None),
                     };
-                    return Ok(Connected { session, reused, holds, resolved, index });
+                    return Ok(Connected { session, reused, sent_whole: true, holds, resolved, index });
                 }
                 Err(error) => {
                     failure = match error.etype() {
@@ -154,6 +156,8 @@ impl Upstreams {
     pub async fn release(&self, connected: Connected) {
         let (peer, place) = &connected.resolved.peers[connected.index];
         match *connected.session {
+            // Dropped, it is closed.
+            HttpSession::H1(_) if !connected.sent_whole => {}
             HttpSession::H1(mut session) => {
                 session.respect_keepalive();
                 if let Some(stream) = session.reuse().await {
