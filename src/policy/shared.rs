@@ -91,7 +91,7 @@ impl Shared {
 
     /// `value` `None` deletes. A `lifetime_ms` of 0 is for ever.
     pub(super) fn set(&self, name: &str, key: &[u8], value: Option<Stored>, lifetime_ms: u64, now_ms: u64) -> Result<(), &'static str> {
-        let expires_ms = if lifetime_ms == 0 { 0 } else { now_ms + lifetime_ms };
+        let expires_ms = if lifetime_ms == 0 { 0 } else { now_ms.saturating_add(lifetime_ms) };
         self.with(name, |dictionary| match value {
             None => {
                 dictionary.remove(key);
@@ -118,7 +118,7 @@ impl Shared {
                 return Ok(*number);
             }
             let sum = from.ok_or("not found")? + by;
-            let expires_ms = if lifetime_ms == 0 { 0 } else { now_ms + lifetime_ms };
+            let expires_ms = if lifetime_ms == 0 { 0 } else { now_ms.saturating_add(lifetime_ms) };
             dictionary.put(key, Entry { value: Stored::Number(sum), expires_ms }, now_ms).map(|()| sum)
         })?
     }
@@ -137,6 +137,16 @@ mod tests {
         assert_eq!(shared.incr("d", b"a", 2.0, None, 0, 1_100), Err("not found"));
         assert_eq!(shared.incr("d", b"a", 2.0, Some(5.0), 0, 1_100), Ok(7.0));
         assert_eq!(shared.incr("d", b"a", 1.0, Some(5.0), 0, 9_999), Ok(8.0));
+    }
+
+    #[test]
+    fn a_lifetime_without_end_does_not_run_over() {
+        // What `math.huge` seconds come to.
+        let (shared, huge) = (Shared::default(), u64::MAX);
+        shared.set("d", b"a", Some(Stored::Number(1.0)), huge, 1_000).unwrap();
+        assert_eq!(shared.incr("d", b"b", 2.0, Some(0.0), huge, 1_000), Ok(2.0));
+        assert_eq!(shared.get("d", b"a", 1 << 60).unwrap(), Some(Stored::Number(1.0)));
+        assert_eq!(shared.get("d", b"b", 1 << 60).unwrap(), Some(Stored::Number(2.0)));
     }
 
     #[test]
