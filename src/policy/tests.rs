@@ -95,6 +95,9 @@ fn a_runaway_handler_is_stopped_even_where_it_catches_errors() {
         "while true do end",
         "while true do pcall(function() while true do end end) end",
         "local x = 0 repeat x = x + 1 xpcall(function() error('a') end, function() end) until false",
+        "xpcall(function() while true do end end, function() while true do end end)",
+        "xpcall(error, function() while true do end end)",
+        "error(setmetatable({}, { __tostring = function() while true do end end }))",
         "local s = ('x'):rep(1000000) while true do ngx.md5(s) end",
         "local s = ('x'):rep(1000000) while true do local a = s .. s end",
     ] {
@@ -104,6 +107,22 @@ fn a_runaway_handler_is_stopped_even_where_it_catches_errors() {
         // Not a timing of ours: a loop that is not stopped never gets here; this only tells of one that is stopped late.
         assert!(began.elapsed() < Duration::from_secs(20), "{body}");
     }
+}
+
+#[test]
+fn a_message_handler_gets_the_error_and_gives_the_result() {
+    for (code, expected) in [
+        ("xpcall(function(a) error({ n = a }) end, function(e) return e.n + 1, 'more' end, 4)", "false5"),
+        ("xpcall(function(...) return ... end, error, 1, 2)", "true12"),
+        ("select('#', xpcall(error, function() end))", "2"),
+        ("(xpcall(error, error, 'a'))", "false"),
+        ("xpcall(error, function() error('b', 0) end, 'a')", "falseerror in error handling"),
+    ] {
+        said(code, expected);
+    }
+    // Leaving is no error: no message handler hears of it.
+    let left = "return { access = function() xpcall(ngx.exit, function() ngx.say('caught') end, 403) ngx.say('never') end }";
+    assert!(matches!(access(left, "").unwrap(), Access::Denied(403)));
 }
 
 #[test]

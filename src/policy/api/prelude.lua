@@ -113,13 +113,21 @@ setmetatable(ngx, {
 -- Lua's own -------------------------------------------------------------------------------------------------------------
 
 -- A used-up budget and an ngx.exit are not for a policy to catch.
-local pcall, xpcall = pcall, xpcall
+local pcall = pcall
 local function caught(ok, ...)
   if not ok then native.rethrow() end
   return ok, ...
 end
 local function safe_pcall(...) return caught(pcall(...)) end
-local function safe_xpcall(...) return caught(xpcall(...)) end
+-- Lua calls a message handler where the error is, before it unwinds: when the budget's hook raises it, no hook interrupts the
+-- handler. So it is called once the error is caught, as a function like any other.
+local function handled(handler, ok, ...)
+  if ok then return ok, ... end
+  local handles, result = safe_pcall(handler, ...)
+  if handles then return false, result end
+  return false, "error in error handling"
+end
+local function safe_xpcall(act, handler, ...) return handled(handler, safe_pcall(act, ...)) end
 
 -- What backtracks inside one instruction, where nothing could stop it, is done step by step instead.
 string.find, string.match, string.gsub = native.patterns.find, native.patterns.match, native.patterns.gsub
