@@ -138,6 +138,45 @@ fn memory_is_bounded_by_the_allocator() {
     assert_eq!(access("return { access = function() local s = ('x'):rep(200000000) end }", "").unwrap_err(), Failed::TooMuchMemory);
 }
 
+/// A text many times in a table is one text to the machine, whose limit does not see what a function of ours makes of it.
+#[test]
+fn what_lies_outside_of_the_machine_is_bounded_too() {
+    const MANY: &str = "local s = ('x'):rep(1e6) local t = {} for i = 1, 20000 do t[i] = s end";
+    for (code, expected) in [
+        ("ngx.say(t)", "false the policy's answer is longer than 1 MiB"),
+        ("ngx.print(s, s)", "false the policy's answer is longer than 1 MiB"),
+        ("ngx.header.x_a = t", "false a header is longer than 64 KiB"),
+        ("ngx.req.set_header('x-a', s)", "false a header is longer than 64 KiB"),
+        ("for i = 1, 20000 do t[i] = '' end ngx.req.set_header('x-a', t)", "false a header is longer than 64 KiB"),
+        ("ngx.encode_args({ a = t })", "false the arguments are longer than 1 MiB"),
+        ("ngx.encode_args({ [s] = s })", "false the arguments are longer than 1 MiB"),
+        ("ngx.log(ngx.ERR, t, s)", "true nil"),
+    ] {
+        let source = format!(
+            "return {{ access = function()
+                {MANY} local ok, why = pcall(function() {code} end)
+                ngx.say(tostring(ok), ' ', (tostring(why):gsub('^runtime error: ', ''):match('^[^\\n]*')))
+            end }}"
+        );
+        match access(&source, "").unwrap() {
+            Access::Answer { body, .. } => assert_eq!(String::from_utf8_lossy(&body).trim_end(), expected, "{code}"),
+            other => panic!("{code}: {other:?}"),
+        }
+    }
+    // These may come to the end of their time before that of their memory.
+    for code in [
+        "ngx.re.gsub(s, '.+', ('$0'):rep(20000))",
+        "ngx.re.gsub(s, '.+', function() return t end)",
+        "s:gsub('.+', ('%0'):rep(20000))",
+        "s:gsub('x', s)",
+    ] {
+        let failed = access(&format!("return {{ access = function() {MANY} local a = {code} end }}"), "").unwrap_err();
+        assert!(matches!(failed, Failed::TooMuchMemory | Failed::TooLong), "{code}: {failed:?}");
+    }
+    let mut exchange = Exchange::new(policy(&format!("return {{ body_filter = function() {MANY} ngx.arg[1] = t end }}")), head());
+    assert!(exchange.body_filter("a".into(), true).is_err());
+}
+
 #[test]
 fn access_changes_answers_and_refuses() {
     let go = access(

@@ -4,8 +4,8 @@
 //! time by the square of its subject, which a caller may choose. Here every step is paid for, so that a match ends with its
 //! handler's budget.
 
-use super::super::vm::{Budget, MEMORY_BYTES_MAX};
-use super::Api;
+use super::super::vm::Budget;
+use super::{Api, TEXT, append, extend};
 use mlua::{Function, Lua, LuaString, MultiValue, Table, Value};
 
 /// Captures in a pattern, as in Lua.
@@ -436,8 +436,8 @@ impl Replacement {
             }
         };
         match &value {
-            Value::Nil | Value::Boolean(false) => out.extend_from_slice(&matcher.subject[from..to]),
-            Value::String(_) | Value::Integer(_) | Value::Number(_) => super::append(&value, out)?,
+            Value::Nil | Value::Boolean(false) => extend(&matcher.subject[from..to], TEXT, out)?,
+            Value::String(_) | Value::Integer(_) | Value::Number(_) => append(&value, TEXT, out)?,
             other => return malformed(&format!("invalid replacement value (a {})", other.type_name())),
         }
         Ok(())
@@ -449,13 +449,13 @@ fn template(lua: &Lua, text: &[u8], matcher: &Matcher<'_>, from: usize, to: usiz
     let mut at = 0;
     while at < text.len() {
         match (text[at], text.get(at + 1)) {
-            (b'%', Some(b'0')) => out.extend_from_slice(&matcher.subject[from..to]),
+            (b'%', Some(b'0')) => extend(&matcher.subject[from..to], TEXT, out)?,
             (b'%', Some(digit)) if digit.is_ascii_digit() => {
-                super::append(&matcher.capture(lua, (digit - b'1') as usize, from, to)?, out)?;
+                append(&matcher.capture(lua, (digit - b'1') as usize, from, to)?, TEXT, out)?;
             }
-            (b'%', Some(other)) => out.push(*other),
+            (b'%', Some(other)) => extend(&[*other], TEXT, out)?,
             (byte, _) => {
-                out.push(byte);
+                extend(&[byte], TEXT, out)?;
                 at += 1;
                 continue;
             }
@@ -482,15 +482,11 @@ fn replace(
         if let Some(end) = found {
             count += 1.0;
             replacement.put(lua, &matcher, at, end, &mut out)?;
-            // What is built here is not yet in the machine, so its limit does not see it.
-            if out.len() > MEMORY_BYTES_MAX {
-                return malformed("not enough memory");
-            }
         }
         match found {
             Some(end) if end > at => at = end,
             _ if at < subject.len() => {
-                out.push(subject[at]);
+                extend(&subject[at..=at], TEXT, &mut out)?;
                 at += 1;
             }
             _ => break,
@@ -499,7 +495,7 @@ fn replace(
             break;
         }
     }
-    out.extend_from_slice(&subject[at..]);
+    extend(&subject[at..], TEXT, &mut out)?;
     Ok((out, count))
 }
 

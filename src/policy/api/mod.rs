@@ -8,7 +8,7 @@ mod text;
 
 use super::names;
 use super::shared::{SHARED, Stored};
-use super::vm::{Budget, Slot};
+use super::vm::{Budget, MEMORY_BYTES_MAX, Slot};
 use crate::engine::refusal::scrub;
 use crate::telemetry::clock;
 use crate::telemetry::log_lines::{self, Severity};
@@ -16,8 +16,14 @@ use http::header::{HeaderName, HeaderValue};
 use mlua::{Function, Lua, LuaString, Table, Value, Variadic};
 use std::rc::Rc;
 
-/// One line of a policy in the log at most, in bytes, as nginx cuts them.
-const LOG_BYTES_MAX: usize = 2048;
+/// One line of a policy in the log: what is longer is cut there, as nginx does.
+const LINE: Bound = Bound { bytes: 2048, error: "the line is longer than 2 KiB" };
+/// A header's values together; far more than clients and servers take (nginx: 8 KiB).
+const HEADER: Bound = Bound { bytes: 64 << 10, error: "a header is longer than 64 KiB" };
+/// What each value of a header takes besides its text, as HTTP/2 counts it (RFC 9113, 6.5.2).
+const HEADER_VALUE_BYTES: usize = 32;
+/// A text that a policy gets or that is passed on: as long as its machine could hold it.
+const TEXT: Bound = Bound { bytes: MEMORY_BYTES_MAX, error: "not enough memory" };
 /// Bytes that cost as much as one instruction, in functions whose work grows with their argument.
 const BYTES_PER_INSTRUCTION: u64 = 4;
 /// nginx's log levels by their numbers.
@@ -50,6 +56,14 @@ pub(super) fn install(lua: &Lua, slot: &Rc<Slot>, budget: &Rc<Budget>) -> mlua::
     lua.load(include_str!("prelude.lua")).set_name("=weir").call((native, Value::NULL))
 }
 
+/// How long a text may get that is put together outside of the machine, whose limit of memory does not see it.
+#[derive(Clone, Copy)]
+struct Bound {
+    bytes: usize,
+    /// What the policy is told about one that would be longer.
+    error: &'static str,
+}
+
 /// What the parts of the interface are made with.
 struct Api<'a> {
     lua: &'a Lua,
@@ -76,9 +90,11 @@ fn general(api: &Api<'_>, native: &Table, ngx: &Table) -> mlua::Result<()> {
             };
             let mut line = Vec::new();
             for part in parts.iter() {
-                append(part, &mut line)?;
+                match append(part, LINE, &mut line) {
+                    Err(_) if line.len() == LINE.bytes => break,
+                    appended => appended?,
+                }
             }
-            line.truncate(LOG_BYTES_MAX);
             // A line is the policy's own affair; what looks like a key is not.
             let line = scrub(&String::from_utf8_lossy(&line));
             let request_id = slot.with(|state| Ok(state.head.request_id.clone())).unwrap_or_default();
@@ -152,13 +168,20 @@ fn lifetime_ms(seconds: Option<f64>) -> u64 {
     seconds.map_or(0, |seconds| (seconds.max(0.0) * 1000.0).ceil() as u64)
 }
 
-/// Appends a value as `ngx.say` and `ngx.log` write it.
-fn append(value: &Value, out: &mut Vec<u8>) -> mlua::Result<()> {
+/// Appends bytes up to the bound; an error when there are more, before `out` takes room for them.
+fn extend(bytes: &[u8], bound: Bound, out: &mut Vec<u8>) -> mlua::Result<()> {
+    let room = bound.bytes.saturating_sub(out.len());
+    out.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    if bytes.len() > room { Err(mlua::Error::runtime(bound.error)) } else { Ok(()) }
+}
+
+/// Appends a value as `ngx.say` and `ngx.log` write it, as [`extend`] does.
+fn append(value: &Value, bound: Bound, out: &mut Vec<u8>) -> mlua::Result<()> {
     match value {
-        Value::Nil => out.extend_from_slice(b"nil"),
-        Value::Boolean(value) => out.extend_from_slice(if *value { b"true" } else { b"false" }),
-        Value::String(text) => out.extend_from_slice(&text.as_bytes()),
-        value if *value == Value::NULL => out.extend_from_slice(b"null"),
+        Value::Nil => extend(b"nil", bound, out),
+        Value::Boolean(value) => extend(if *value { b"true" } else { b"false" }, bound, out),
+        Value::String(text) => extend(&text.as_bytes(), bound, out),
+        value if *value == Value::NULL => extend(b"null", bound, out),
         Value::Table(parts) => {
             for part in parts.sequence_values::<Value>() {
                 // A table in itself would go on for ever, so one level is enough for what policies say.
@@ -166,13 +189,13 @@ fn append(value: &Value, out: &mut Vec<u8>) -> mlua::Result<()> {
                 if matches!(part, Value::Table(_)) {
                     return Err(mlua::Error::runtime("a table in a table cannot be written"));
                 }
-                append(&part, out)?;
+                append(&part, bound, out)?;
             }
+            Ok(())
         }
-        Value::Integer(_) | Value::Number(_) => out.extend_from_slice(value.to_string()?.as_bytes()),
-        other => return Err(mlua::Error::runtime(format!("a {} cannot be written", other.type_name()))),
+        Value::Integer(_) | Value::Number(_) => extend(value.to_string()?.as_bytes(), bound, out),
+        other => Err(mlua::Error::runtime(format!("a {} cannot be written", other.type_name()))),
     }
-    Ok(())
 }
 
 /// A header's name as a policy spells it.
@@ -182,9 +205,11 @@ fn header_name(name: &[u8]) -> mlua::Result<HeaderName> {
 
 /// A header's values: nothing, one, or a table of them.
 fn header_values(value: &Value) -> mlua::Result<Vec<HeaderValue>> {
-    let one = |value: &Value| {
+    let mut left = HEADER;
+    let mut one = |value: &Value| {
         let mut text = Vec::new();
-        append(value, &mut text)?;
+        append(value, left, &mut text)?;
+        left.bytes = left.bytes.checked_sub(text.len() + HEADER_VALUE_BYTES).ok_or_else(|| mlua::Error::runtime(HEADER.error))?;
         HeaderValue::from_bytes(&text).map_err(|_| mlua::Error::runtime("this cannot be sent in a header"))
     };
     match value {

@@ -1,7 +1,7 @@
 //! `ngx.re` on linear-time automata.
 
 use super::super::vm::Budget;
-use super::{Api, append};
+use super::{Api, TEXT, append, extend};
 use mlua::{Function, Lua, LuaString, Table, Value};
 use regex_automata::meta::{Config, Regex};
 use regex_automata::util::{captures::Captures, syntax};
@@ -169,7 +169,7 @@ fn replace(lua: &Lua, patterns: &Patterns, pattern: &Pattern, subject: &[u8], re
     let by: Option<&Function> = replacement.as_function();
     let mut template = Vec::new();
     if by.is_none() {
-        append(replacement, &mut template)?;
+        append(replacement, TEXT, &mut template)?;
     }
     let (mut out, mut count, mut copied, mut at) = (Vec::with_capacity(subject.len()), 0, 0, 0);
     while at <= subject.len() {
@@ -177,24 +177,20 @@ fn replace(lua: &Lua, patterns: &Patterns, pattern: &Pattern, subject: &[u8], re
         // A match was found, so there is one.
         let Some(found) = captures.get_match() else { break };
         count += 1;
-        out.extend_from_slice(&subject[copied..found.start()]);
+        extend(&subject[copied..found.start()], TEXT, &mut out)?;
         match by {
             Some(function) => {
                 let table = lua.create_table()?;
                 groups(lua, pattern, subject, &captures, &table)?;
-                append(&function.call::<Value>(table)?, &mut out)?;
+                append(&function.call::<Value>(table)?, TEXT, &mut out)?;
             }
             None => expand(&template, subject, &captures, &mut out)?,
         }
         copied = found.end();
         // An empty match moves on by a byte, or it would be found for ever.
         at = if found.is_empty() { found.end() + 1 } else { found.end() };
-        // What is built here is not yet in the machine, so its limit does not see it.
-        if out.len() > super::super::vm::MEMORY_BYTES_MAX {
-            return Err(mlua::Error::runtime("not enough memory"));
-        }
     }
-    out.extend_from_slice(&subject[copied..]);
+    extend(&subject[copied..], TEXT, &mut out)?;
     Ok((out, count))
 }
 
@@ -203,12 +199,12 @@ fn expand(template: &[u8], subject: &[u8], captures: &Captures, out: &mut Vec<u8
     let mut at = 0;
     while at < template.len() {
         if template[at] != b'$' {
-            out.push(template[at]);
+            extend(&template[at..=at], TEXT, out)?;
             at += 1;
             continue;
         }
         if template.get(at + 1) == Some(&b'$') {
-            out.push(b'$');
+            extend(b"$", TEXT, out)?;
             at += 2;
             continue;
         }
@@ -220,7 +216,7 @@ fn expand(template: &[u8], subject: &[u8], captures: &Captures, out: &mut Vec<u8
         match number {
             Some(group) if !braced || template.get(end - 1) == Some(&b'}') => {
                 if let Some(span) = captures.get_group(group) {
-                    out.extend_from_slice(&subject[span.range()]);
+                    extend(&subject[span.range()], TEXT, out)?;
                 }
                 at = end;
             }

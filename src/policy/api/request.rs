@@ -1,8 +1,8 @@
 //! `ngx.var`, `ngx.req`, `ngx.header`, `ngx.arg`, and how a handler answers.
 
 use super::super::exchange::{Phase, State};
-use super::super::{exchange::is_credential, names};
-use super::{Api, append, header_name, header_values, text};
+use super::super::{exchange::is_credential, names, vm::MEMORY_BYTES_MAX};
+use super::{Api, Bound, append, extend, header_name, header_values, text};
 use crate::telemetry::clock;
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderValue};
@@ -10,8 +10,10 @@ use mlua::{Either, Lua, LuaString, Table, Value, Variadic};
 
 /// A larger body reads as `nil`, as one does in nginx that lies on disk.
 const BODY_BYTES_MAX: usize = 8 << 20;
-/// What a policy may answer by itself, in bytes.
-const SAID_BYTES_MAX: usize = 1 << 20;
+/// What a policy may answer by itself.
+const ANSWER: Bound = Bound { bytes: 1 << 20, error: "the policy's answer is longer than 1 MiB" };
+/// What a policy may put in the place of a part of an answer: as long as its machine could hold it.
+const PART: Bound = Bound { bytes: MEMORY_BYTES_MAX, error: "a part of the answer is longer than 64 MiB" };
 /// Headers and arguments that are read when the policy does not say how many, as in ngx_lua.
 const ENTRIES: usize = 100;
 
@@ -85,12 +87,17 @@ fn answers(api: &Api<'_>, native: &Table, ngx: &Table) -> mlua::Result<()> {
             name,
             lua.create_function(move |_, parts: Variadic<Value>| {
                 slot.with(|state| {
-                    let said = in_access(state, "ngx.say")?.said.get_or_insert_with(Vec::new);
+                    let state = in_access(state, "ngx.say")?;
+                    // What cannot be said whole is not said at all.
+                    let said = state.said.as_ref().map_or(0, Vec::len);
+                    let left = Bound { bytes: ANSWER.bytes.saturating_sub(said), ..ANSWER };
+                    let mut more = Vec::new();
                     for part in parts.iter() {
-                        append(part, said)?;
+                        append(part, left, &mut more)?;
                     }
-                    said.extend_from_slice(end);
-                    if said.len() > SAID_BYTES_MAX { Err(mlua::Error::runtime("the policy's answer is too long")) } else { Ok(true) }
+                    extend(end, left, &mut more)?;
+                    state.said.get_or_insert_default().append(&mut more);
+                    Ok(true)
                 })
             })?,
         )?;
@@ -170,7 +177,7 @@ fn answers(api: &Api<'_>, native: &Table, ngx: &Table) -> mlua::Result<()> {
                 (Phase::BodyFilter, 1) => {
                     let mut chunk = Vec::new();
                     if !value.is_nil() {
-                        append(&value, &mut chunk)?;
+                        append(&value, PART, &mut chunk)?;
                     }
                     state.new_chunk = Some(chunk.into());
                     Ok(())
