@@ -3,6 +3,9 @@
 //! `access` runs once the caller is known and the body was read. From then on the client's session is wrapped ([`Policed`]), so
 //! that whatever is written to the client passes through `header_filter` and `body_filter`, whoever writes it: an answer, a
 //! refusal, a heartbeat, an error event. The rest of this floor knows nothing of it, and a gateway without a policy pays one branch.
+//!
+//! So the status in a request's row is the answer's before the filters: what `header_filter` makes of it, or the refusal in the
+//! place of an answer whose filter failed, is what the client and `log` see.
 
 use super::body::Share;
 use super::exchange::{weirs_own, write_refusal};
@@ -10,7 +13,6 @@ use super::gateway::Gateway;
 use super::ingress::{Caller, Head, Stopped};
 use super::respond;
 use crate::engine::catalog::{Catalog, LuaPolicy};
-use crate::engine::dialect::Endpoint;
 use crate::engine::limit::Standings;
 use crate::engine::refusal::Refusal;
 use crate::policy::{self, Access, Exchange, HeaderEdits};
@@ -82,7 +84,7 @@ pub async fn serve(
                 Err(refused(Refusal::PolicyFailed))
             }
         };
-        Policed::wrap(session, exchange, head.endpoint, &back);
+        Policed::wrap(session, exchange, head.clone(), &back);
         decided
     };
     let reusable = super::serve(gateway, session, head, catalog, access).await;
@@ -150,7 +152,7 @@ struct Policed {
     /// `None` once it is given back.
     inner: Option<Box<ServerSession>>,
     exchange: Exchange,
-    endpoint: Endpoint,
+    head: Head,
     /// The answer is a stream of events.
     is_stream: bool,
     /// The answer has ended, whatever else is written.
@@ -165,10 +167,10 @@ impl Drop for Policed {
 }
 
 impl Policed {
-    fn wrap(session: &mut ServerSession, exchange: Exchange, endpoint: Endpoint, back: &Back) {
+    fn wrap(session: &mut ServerSession, exchange: Exchange, head: Head, back: &Back) {
         let inner = Some(Box::new(std::mem::replace(session, nobody())));
         *session =
-            ServerSession::new_custom(Box::new(Policed { inner, exchange, endpoint, is_stream: false, over: false, back: back.clone() }));
+            ServerSession::new_custom(Box::new(Policed { inner, exchange, head, is_stream: false, over: false, back: back.clone() }));
     }
 
     fn inner(&self) -> &ServerSession {
@@ -214,10 +216,10 @@ impl Policed {
     async fn refuse(&mut self) -> Result<()> {
         self.over = true;
         self.exchange.refuse(Refusal::PolicyFailed.status());
-        let dialect = self.endpoint.dialect();
+        let head = self.head.clone();
         let inner = self.inner_mut();
         inner.set_keepalive(None);
-        write_refusal(inner, None, dialect, &Refusal::PolicyFailed, &Standings::default()).await;
+        write_refusal(inner, Some(&head), head.endpoint.dialect(), &Refusal::PolicyFailed, &Standings::default()).await;
         Err(ended())
     }
 
@@ -236,7 +238,7 @@ impl Policed {
                 if self.is_stream {
                     // A partial event may have gone out: an empty line ends it, so that the error stands alone.
                     let mut event = String::from("\n\n");
-                    Refusal::PolicyFailed.write_event(self.endpoint, &mut event);
+                    Refusal::PolicyFailed.write_event(self.head.endpoint, &mut event);
                     self.inner_mut().write_response_body(event.into(), false).await?;
                 }
                 Err(ended())
@@ -403,5 +405,43 @@ impl Session for Policed {
 
     fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::catalog::OnPolicyError;
+    use crate::engine::dialect::Endpoint;
+    use crate::engine::id::RequestId;
+    use pingora_core::protocols::l4::stream::Stream;
+    use std::time::Instant;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    #[tokio::test]
+    async fn a_refusal_in_an_answer_s_place_has_the_request_s_ids() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        client.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nHost: weir\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        let mut session = ServerSession::new_http1(Box::new(Stream::from(listener.accept().await.unwrap().0)));
+        assert!(session.read_request().await.unwrap());
+
+        let id = RequestId::new(1, 2).text();
+        let client_id = Some(HeaderValue::from_static("mine"));
+        let head = Head { id, client_id, started: Instant::now(), started_ms: 1, endpoint: Endpoint::ChatCompletions };
+        let text = "return { header_filter = function() error('no') end }".into();
+        let policy = Arc::new(LuaPolicy { file: "policy.lua".into(), text, on_error: OnPolicyError::Refuse });
+        Policed::wrap(&mut session, Exchange::new(policy, policy::Head::default()), head, &Back::default());
+        assert!(!respond::write(&mut session, respond::document(200, "text/plain", 2), "ok".into()).await);
+        drop(session);
+
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        let (header, body) = answer.split_once("\r\n\r\n").unwrap();
+        let header = header.to_ascii_lowercase();
+        assert!(header.starts_with("http/1.1 500 ") && body.contains("policy_failed"), "{answer}");
+        assert!(header.contains("\r\nx-request-id: mine"), "{answer}");
+        assert!(header.contains(&format!("\r\nx-weir-request-id: {}", id.as_str().to_ascii_lowercase())), "{answer}");
     }
 }
