@@ -1,7 +1,7 @@
 //! JSON tokens of a byte slice (RFC 8259): strict, without copies, strings skipped by vectors.
 
 use super::BadBody;
-use crate::engine::vector::{BLOCK_BYTES, Block, escaped};
+use crate::engine::vector::{BLOCK_BYTES, Block, LONG_RUN_BLOCKS, escaped};
 use std::ops::Range;
 use wide::u8x16;
 
@@ -165,10 +165,20 @@ impl<'a> Scanner<'a> {
         let mut excess = 0;
         // Of bytes behind the string too: then UTF-8 is checked without need.
         let mut is_beyond_ascii = false;
-        let mut carried = 0;
+        let (mut carried, mut plain) = (0, 0);
         loop {
             let block = Block::of(&self.body[self.at..]);
             is_beyond_ascii |= block.is_beyond_ascii();
+            if carried == 0 && block.is_plain() {
+                self.at += BLOCK_BYTES;
+                plain += 1;
+                if plain == LONG_RUN_BLOCKS {
+                    self.at += long_run(&self.body[self.at..], &mut is_beyond_ascii);
+                    plain = 0;
+                }
+                continue;
+            }
+            plain = 0;
             let (quotes, backslashes) = (block.equal(b'"'), block.equal(b'\\'));
             let escaped = escaped(backslashes, &mut carried);
             // What ends a run. Behind the body there are zeros.
@@ -311,6 +321,16 @@ impl<'a> Scanner<'a> {
         self.at += digits;
         if digits == 0 { self.fail("a digit") } else { Ok(()) }
     }
+}
+
+/// The length of a run up to a quote, a backslash or a control character.
+#[inline(never)]
+fn long_run(bytes: &[u8], is_beyond_ascii: &mut bool) -> usize {
+    let end = memchr::memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
+    // One pass without an early exit, so that it compiles to vector code.
+    let (least, all) = bytes[..end].iter().fold((u8::MAX, 0), |(least, all), byte| (least.min(*byte), all | byte));
+    *is_beyond_ascii |= all >= 0x80;
+    if least >= b' ' { end } else { bytes.iter().take_while(|byte| **byte >= b' ').count() }
 }
 
 /// The length of a string of fewer than 16 ASCII bytes without escapes, if that is what is here.
