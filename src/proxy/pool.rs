@@ -1,7 +1,7 @@
 //! Idle HTTP/1 connections to providers, kept by the core that used them last.
 //!
 //! Pingora's own pool watches every idle connection with a task of its own; starting and ending those took a tenth of a small
-//! request's instructions. Here an idle connection is looked at when it is taken, and by [`Pool::sweep`] once a second:
+//! request's instructions. Here an idle connection is looked at when it is taken, and by [`Pool::sweep`] four times a second:
 //! one that was closed, or on which something came that nobody asked for, is dropped.
 
 use futures::FutureExt;

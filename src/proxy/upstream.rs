@@ -168,7 +168,7 @@ impl Upstreams {
         }
     }
 
-    /// Closes idle connections that are too old or were closed by the other side. To be called every second or so.
+    /// Closes idle connections that are too old or were closed by the other side. Called with every look at the hot files.
     pub fn sweep(&self) {
         self.pool.sweep();
     }
