@@ -69,7 +69,7 @@ fn provider(name: &str) -> Provider {
     Provider {
         name: name.into(),
         kind: Kind::OpenAi,
-        base: BaseUrl { tls: false, host: "127.0.0.1".into(), port: 1, path: "/v1".into() },
+        base: BaseUrl::new(false, "127.0.0.1", 1, "/v1"),
         account: None,
         api_version: None,
         key: Some(SecretRef::Env("KEY".into())),

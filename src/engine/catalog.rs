@@ -9,6 +9,7 @@ use super::health::{ProviderState, TargetState};
 use super::money::{Credits, Factor};
 use super::price::Price;
 use super::provider::Kind;
+use super::tokens::Family;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,6 +105,8 @@ pub struct BaseUrl {
     pub port: u16,
     /// Path without a trailing slash (`""` or `/v1`).
     pub path: Box<str>,
+    /// `host` or `host:port` as the `Host` header has it: an IPv6 address in brackets, the scheme's own port left out.
+    pub authority: Box<str>,
 }
 
 /// Where a secret is kept; never the secret.
@@ -174,6 +177,8 @@ pub struct Target {
     pub model: Arc<str>,
     /// The provider's name of the model.
     pub upstream_model: Arc<str>,
+    /// Which vocabulary counts its text.
+    pub family: Family,
     /// Lower is asked first: the target's own, or else the provider's.
     pub priority: u32,
     /// Share inside its priority group.

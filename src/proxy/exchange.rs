@@ -203,39 +203,19 @@ pub fn prepare(
     peek::edit(head.endpoint, &admitted.body, peek, &edits, &mut body);
     let mut path = String::with_capacity(64);
     row.write_path(&provider, head.endpoint, &target.upstream_model, &mut path);
-    let authority = authority(&provider.base);
     let header = headers::outbound(&Outbound {
         client: session.req_header(),
         spec: row,
         path: &path,
-        authority: &authority,
+        authority: &provider.base.authority,
         key: key.as_ref().map(|secret| secret.expose()),
         own_key: matches!(attempt.payer, Payer::Own(_)),
         length: body.iter().map(Bytes::len).sum(),
         request_id: head.id.as_str(),
     })
     .ok_or_else(|| Refusal::NoPayer { model: target.model.as_ref().into() })?;
-    let watch = Watch {
-        endpoint: head.endpoint,
-        kind: provider.kind,
-        family: tokens::family(&target.upstream_model),
-        strip_usage: edits.include_usage,
-    };
+    let watch = Watch { endpoint: head.endpoint, kind: provider.kind, family: target.family, strip_usage: edits.include_usage };
     Ok(Prepared { sending_to: provider, public_only, header, body, watch, key })
-}
-
-/// `host` or `host:port` as the `Host` header has it: the scheme's own port is left out.
-pub fn authority(base: &BaseUrl) -> String {
-    let mut text = String::with_capacity(base.host.len() + 8);
-    let is_v6 = base.host.contains(':');
-    text.push_str(if is_v6 { "[" } else { "" });
-    text.push_str(&base.host);
-    text.push_str(if is_v6 { "]" } else { "" });
-    if base.port != if base.tls { 443 } else { 80 } {
-        text.push(':');
-        text.push_str(itoa::Buffer::new().format(base.port));
-    }
-    text
 }
 
 /// An own key that was removed between the plan and the attempt.

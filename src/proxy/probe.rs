@@ -63,7 +63,7 @@ async fn ask(gateway: &Gateway, provider: &Arc<Provider>) -> bool {
     let (path, with_key) = row.probe(&provider.base, provider.account.as_deref(), provider.api_version.as_deref());
     let Ok(mut connected) = gateway.upstreams.connect(provider, false).await else { return false };
     let Ok(mut header) = RequestHeader::build_no_case("GET", path.as_bytes(), Some(4)) else { return false };
-    let mut written = header.insert_header(http::header::HOST, super::exchange::authority(&provider.base)).is_ok();
+    let mut written = header.insert_header(http::header::HOST, &*provider.base.authority).is_ok();
     if let Some(key) = provider.key.as_ref().filter(|_| with_key).and_then(|reference| gateway.key_ring.platform(reference)) {
         written &= match row.auth() {
             Auth::Bearer => header.insert_header(http::header::AUTHORIZATION, format!("Bearer {}", key.expose())).is_ok(),

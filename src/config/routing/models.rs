@@ -3,6 +3,7 @@
 use super::{Check, Names, check_name, is_visible};
 use crate::config::walk::Table;
 use crate::engine::catalog::{Capabilities, Catalog, Model, Strategy, Target, TargetPrice};
+use crate::engine::tokens;
 use std::sync::Arc;
 
 /// Levels are asked for as `weir/<level>`, so no model may be.
@@ -93,6 +94,7 @@ fn target(entry: &mut Table<'_>, model: &Arc<str>, catalog: &Catalog, check: &Ch
     Some(Target {
         provider: Arc::clone(provider),
         model: Arc::clone(model),
+        family: tokens::family(&upstream_model),
         upstream_model,
         priority: priority.unwrap_or(provider.priority),
         weight,

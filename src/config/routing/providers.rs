@@ -99,7 +99,7 @@ fn base(table: &mut Table<'_>, spec: &Spec, account: Option<&str>, kind_is_known
     BaseUrl::parse(&text).unwrap_or_else(|why| {
         // A URL may hold a password, so it is not quoted.
         table.problem("base_url", format!("the URL {why}"));
-        BaseUrl { tls: false, host: "0.0.0.0".into(), port: 80, path: "".into() }
+        BaseUrl::new(false, "0.0.0.0", 80, "")
     })
 }
 

@@ -1,10 +1,12 @@
 //! Median and 95th percentile of the latest times to first event.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
-/// Measurements kept. Order statistics of the last 64 follow a change within a minute at one request a second, and sorting
-/// them takes well under a microsecond, once per request.
+/// Measurements kept. Order statistics of the last 64 follow a change within a minute at one request a second.
 pub const WINDOW: usize = 64;
 
 /// Measurements until a median is believed: one cold start must not shut a target out.
@@ -23,43 +25,58 @@ pub struct Latency {
     samples: OnceLock<Box<[AtomicU32; WINDOW]>>,
     recorded: AtomicU32,
     latest_ms: AtomicU64,
-    median_us: AtomicU32,
-    p95_us: AtomicU32,
+    /// Median and 95th percentile (above it), and how many measurements had been taken when they were found: sorting is for who
+    /// asks, and few requests do.
+    percentiles: AtomicU64,
+    sorted_at: AtomicU32,
 }
 
 impl Latency {
-    /// Takes a measurement. Two at once may overwrite each other's percentile, not a sample.
+    /// Takes a measurement. One that is being written while somebody asks may be missed until the next comes.
     pub fn record(&self, now_ms: u64, first_event_us: u64) {
         let samples = self.samples.get_or_init(|| Box::new([const { AtomicU32::new(0) }; WINDOW]));
         if now_ms.saturating_sub(self.latest_ms.swap(now_ms, Relaxed)) > STALE_MS {
             self.recorded.store(0, Relaxed);
+            self.sorted_at.store(0, Relaxed);
         }
         let at = self.recorded.fetch_add(1, Relaxed);
         // More than an hour does not fit and does not matter.
         samples[at as usize % WINDOW].store(u32::try_from(first_event_us).unwrap_or(u32::MAX), Relaxed);
         if at == u32::MAX {
             self.recorded.store(WINDOW as u32, Relaxed);
+            self.sorted_at.store(0, Relaxed);
         }
-        let mut sorted = [0u32; WINDOW];
-        for (copy, sample) in sorted.iter_mut().zip(samples.iter()) {
-            *copy = sample.load(Relaxed);
-        }
-        let known = (at as usize).saturating_add(1).min(WINDOW);
-        let sorted = &mut sorted[..known];
-        sorted.sort_unstable();
-        self.median_us.store(sorted[(known - 1) / 2], Relaxed);
-        // The smallest value that at least 95 % do not exceed.
-        self.p95_us.store(sorted[(known * 95).div_ceil(100) - 1], Relaxed);
     }
 
     /// The median, once [`MIN_SAMPLES`] are known and the latest is not older than [`STALE_MS`].
     pub fn median_us(&self, now_ms: u64) -> Option<u64> {
-        self.known(now_ms, MIN_SAMPLES).then(|| u64::from(self.median_us.load(Relaxed)))
+        self.known(now_ms, MIN_SAMPLES).then(|| u64::from(self.percentiles() as u32))
     }
 
     /// The 95th percentile, once [`P95_MIN_SAMPLES`] are known and the latest is not older than [`STALE_MS`].
     pub fn p95_us(&self, now_ms: u64) -> Option<u64> {
-        self.known(now_ms, P95_MIN_SAMPLES).then(|| u64::from(self.p95_us.load(Relaxed)))
+        self.known(now_ms, P95_MIN_SAMPLES).then(|| self.percentiles() >> 32)
+    }
+
+    /// Two who ask at once both sort.
+    fn percentiles(&self) -> u64 {
+        let recorded = self.recorded.load(Relaxed);
+        let Some(samples) = self.samples.get().filter(|_| self.sorted_at.load(Acquire) != recorded) else {
+            return self.percentiles.load(Relaxed);
+        };
+        let mut sorted = [0u32; WINDOW];
+        for (copy, sample) in sorted.iter_mut().zip(samples.iter()) {
+            *copy = sample.load(Relaxed);
+        }
+        let known = (recorded as usize).clamp(1, WINDOW);
+        let sorted = &mut sorted[..known];
+        sorted.sort_unstable();
+        // The 95th percentile: the smallest value that at least 95 % do not exceed.
+        let (median, p95) = (sorted[(known - 1) / 2], sorted[(known * 95).div_ceil(100) - 1]);
+        let found = u64::from(p95) << 32 | u64::from(median);
+        self.percentiles.store(found, Relaxed);
+        self.sorted_at.store(recorded, Release);
+        found
     }
 
     fn known(&self, now_ms: u64, samples: u32) -> bool {

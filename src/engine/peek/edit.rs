@@ -6,19 +6,28 @@ use crate::engine::dialect::Endpoint;
 use bytes::Bytes;
 use std::ops::Range;
 
+/// Edits of one body as a rule: the model's name and what is put in.
+const CHANGES_USUAL: usize = 2;
+
+/// Room for what is put in as a rule: `stream_options` and a cap.
+const INSERTS_USUAL: usize = 80;
+
+/// Bodies up to here are copied into one piece with their edits: that is less work than to hand several on.
+pub(super) const JOINED_BYTES_MAX: usize = 64 << 10;
+
 /// What asks an OpenAI-compatible upstream for usage.
 const ASK_USAGE: &str = "\"include_usage\":true";
 
-/// The body with the edits, as slices of the original and small inserts in order; every other byte is as it came.
+/// The body with the edits, as slices of the original and small inserts in order (a short one in one piece); every other byte is as it came.
 /// Without an edit: the body alone. An edit that would change nothing is none.
 pub fn edit(endpoint: Endpoint, body: &Bytes, peek: &Peek, edits: &Edits<'_>, out: &mut Vec<Bytes>) {
-    let mut changes = Vec::new();
+    let mut changes = Vec::with_capacity(CHANGES_USUAL);
     if let Some(model) = edits.model {
-        let value = if endpoint.is_multipart() { model.to_owned() } else { serde_json::Value::from(model).to_string() };
-        changes.extend(peek.model_at.iter().map(|at| (at.clone(), Bytes::from(value.clone()))));
+        let value = Bytes::from(if endpoint.is_multipart() { model.to_owned() } else { quoted(model) });
+        changes.extend(peek.model_at.iter().map(|at| (at.clone(), value.clone())));
     }
     if !endpoint.is_multipart() {
-        let mut inserts = String::new();
+        let mut inserts = String::with_capacity(INSERTS_USUAL);
         if edits.include_usage && matches!(endpoint, Endpoint::ChatCompletions | Endpoint::Completions) {
             ask_usage(body, peek, &mut changes, &mut inserts);
         }
@@ -33,13 +42,31 @@ pub fn edit(endpoint: Endpoint, body: &Bytes, peek: &Peek, edits: &Edits<'_>, ou
     }
     changes.retain(|(at, value)| body[at.clone()] != value[..]);
     changes.sort_by_key(|(at, _)| at.start);
-    splice(body, changes, out);
+    if !changes.is_empty() && body.len() <= JOINED_BYTES_MAX {
+        out.push(join(body, &changes));
+    } else {
+        splice(body, changes, out);
+    }
+}
+
+/// A word as JSON has it. Names of models hardly ever hold what must be escaped.
+fn quoted(word: &str) -> String {
+    if word.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+        return serde_json::Value::from(word).to_string();
+    }
+    let mut text = String::with_capacity(word.len() + 2);
+    text.push('"');
+    text.push_str(word);
+    text.push('"');
+    text
 }
 
 /// Sets `include_usage` in `stream_options`, which is made if need be.
 fn ask_usage(body: &[u8], peek: &Peek, changes: &mut Vec<(Range<usize>, Bytes)>, inserts: &mut String) {
     let Some(at) = peek.stream_options_at.clone() else {
-        inserts.push_str(&format!("\"stream_options\":{{{ASK_USAGE}}},"));
+        for part in ["\"stream_options\":{", ASK_USAGE, "},"] {
+            inserts.push_str(part);
+        }
         return;
     };
     let options = &body[at.clone()];
@@ -81,6 +108,19 @@ fn usual_cap(endpoint: Endpoint) -> Option<&'static str> {
         Endpoint::Responses => Some("max_output_tokens"),
         _ => None,
     }
+}
+
+/// A short body with the changes, which are in order and do not overlap, in one piece.
+fn join(body: &[u8], changes: &[(Range<usize>, Bytes)]) -> Bytes {
+    let mut joined = Vec::with_capacity(body.len() + changes.iter().map(|(_, value)| value.len()).sum::<usize>());
+    let mut from = 0;
+    for (at, value) in changes {
+        joined.extend_from_slice(&body[from..at.start]);
+        joined.extend_from_slice(value);
+        from = at.end;
+    }
+    joined.extend_from_slice(&body[from..]);
+    joined.into()
 }
 
 /// Cuts the body at the changes, which are in order and do not overlap.

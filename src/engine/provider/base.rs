@@ -8,6 +8,16 @@ use std::fmt;
 const MAX_BYTES: usize = 512;
 
 impl BaseUrl {
+    /// A URL of its parts: a host without brackets, a path without a trailing slash.
+    pub fn new(tls: bool, host: &str, port: u16, path: &str) -> BaseUrl {
+        let mut authority = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        if port != if tls { 443 } else { 80 } {
+            authority.push(':');
+            authority.push_str(itoa::Buffer::new().format(port));
+        }
+        BaseUrl { tls, host: host.into(), port, path: path.into(), authority: authority.into() }
+    }
+
     /// Reads `http://host[:port][/path]` or `https://…`. Trailing slashes are taken off. The error says what to do.
     pub fn parse(text: &str) -> Result<BaseUrl, &'static str> {
         if text.len() > MAX_BYTES {
@@ -44,7 +54,12 @@ impl BaseUrl {
         if path.split('/').any(|segment| segment == "." || segment == "..") {
             return Err("must not hold '.' or '..' as a path segment");
         }
-        Ok(BaseUrl { tls, host: host.into(), port, path: path.into() })
+        Ok(BaseUrl::new(tls, host, port, path))
+    }
+
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls { "https" } else { "http" }
     }
 
     /// Whether the host is this machine's own by its name or address alone.
@@ -55,13 +70,7 @@ impl BaseUrl {
 
 impl fmt::Display for BaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (scheme, usual) = if self.tls { ("https", 443) } else { ("http", 80) };
-        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
-        write!(f, "{scheme}://{open}{}{close}", self.host)?;
-        if self.port != usual {
-            write!(f, ":{}", self.port)?;
-        }
-        f.write_str(&self.path)
+        write!(f, "{}://{}{}", self.scheme(), self.authority, self.path)
     }
 }
 
@@ -101,6 +110,7 @@ mod tests {
         ] {
             let url = BaseUrl::parse(text).unwrap();
             assert_eq!((url.tls, &*url.host, url.port, &*url.path), (tls, host, port, path), "{text}");
+            assert_eq!(printed, format!("{}://{}{path}", url.scheme(), url.authority));
             assert_eq!(url.to_string(), printed);
         }
     }

@@ -7,6 +7,7 @@ use crate::engine::catalog::{Catalog, Level, Model, Provider, Target, TargetPric
 use crate::engine::level::{AUTO, MODEL_PREFIX, find};
 use crate::engine::policy::{self, Closed};
 use crate::engine::provider::{Kind, infer};
+use crate::engine::tokens;
 use std::sync::Arc;
 
 /// Providers of one kind that an inferred name is offered to, by priority; more of one kind are not asked.
@@ -99,6 +100,7 @@ fn make_targets(catalog: &Catalog, asked: &str, kind: Kind, upstream: &str, room
             }
         }
     }
+    let family = tokens::family(upstream);
     let (model, upstream): (Arc<str>, Arc<str>) = (asked.into(), upstream.into());
     for (slot, provider) in room.iter_mut().zip(providers.into_iter().flatten()) {
         let price = catalog.prices.get(format!("{}/{upstream}", provider.name).as_str());
@@ -106,6 +108,7 @@ fn make_targets(catalog: &Catalog, asked: &str, kind: Kind, upstream: &str, room
             provider: Arc::clone(provider),
             model: Arc::clone(&model),
             upstream_model: Arc::clone(&upstream),
+            family,
             priority: provider.priority,
             weight: 1,
             price: price.map_or(TargetPrice::Unpriced, |price| TargetPrice::Priced(Arc::clone(price))),

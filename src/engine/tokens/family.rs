@@ -77,11 +77,12 @@ const FAMILIES: &[(&str, Family)] = &[
 ///
 /// Total: a name that says nothing is `o200k_base` without a correction.
 pub fn family(model: &str) -> Family {
-    let name = model.rsplit('/').next().unwrap_or(model);
-    if let Some(rest) = after_word(name, "claude") {
+    let name = model.rsplit('/').next().unwrap_or(model).as_bytes();
+    if let Some(rest) = words(name).find_map(|rest| after(rest, "claude")) {
         return if is_newer_claude(rest) { CLAUDE_NEWER } else { CLAUDE };
     }
-    FAMILIES.iter().find(|(word, _)| after_word(name, word).is_some()).map_or(O200K, |(_, family)| *family)
+    let named = words(name).filter_map(|rest| FAMILIES.iter().position(|(word, _)| after(rest, word).is_some()));
+    named.min().map_or(O200K, |first| FAMILIES[first].1)
 }
 
 /// How many tokens a text of `text_bytes` bytes of UTF-8 may come to, without looking at it: for an allowance that is set aside first and
@@ -97,13 +98,20 @@ pub fn estimate(family: Family, text_bytes: usize) -> u64 {
 /// manual pages 3.3, Rust 3.2; so this sets aside too much rather than too little.
 const CAUTIOUS_BYTES_A_TOKEN: u64 = 3;
 
-/// What follows the first place where `word` (lower case) stands in `name` with no letter or digit before it, case aside.
-fn after_word<'n>(name: &'n str, word: &str) -> Option<&'n [u8]> {
-    let name = name.as_bytes();
-    let starts =
-        name.windows(word.len()).enumerate().filter(|(_, window)| window.eq_ignore_ascii_case(word.as_bytes())).map(|(start, _)| start);
-    let at_word = |start: &usize| *start == 0 || !name[start - 1].is_ascii_alphanumeric();
-    starts.map(|start| (start, start + word.len())).find(|(start, _)| at_word(start)).map(|(_, end)| &name[end..])
+/// `name` from each place on that has a letter, and no letter or digit before it.
+fn words(name: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let begins = |at: &usize| name[*at].is_ascii_alphabetic() && (*at == 0 || !name[*at - 1].is_ascii_alphanumeric());
+    (0..name.len()).filter(begins).map(|at| &name[at..])
+}
+
+/// What follows `word` (lower case) where `name` begins with it, case aside.
+fn after<'n>(name: &'n [u8], word: &str) -> Option<&'n [u8]> {
+    // Most words end at their first letter; the comparison of the whole is a call.
+    if name[0] | 0x20 != word.as_bytes()[0] {
+        return None;
+    }
+    let (start, rest) = name.split_at_checked(word.len())?;
+    start.eq_ignore_ascii_case(word.as_bytes()).then_some(rest)
 }
 
 /// Whether a Claude's name, from after `claude`, says 4.7 or later. A name without a version is an alias of the newest.

@@ -12,6 +12,7 @@ use crate::engine::money::{Credits, Factor, Usd};
 use crate::engine::policy::OPEN;
 use crate::engine::price::{Basis, Price, Rates, Sheet};
 use crate::engine::provider::Kind;
+use crate::engine::tokens;
 use crate::engine::usage::Bucket;
 use rustc_hash::FxHashMap;
 use std::time::Duration;
@@ -23,7 +24,7 @@ pub fn provider(name: &str, kind: Kind) -> Provider {
     Provider {
         name: name.into(),
         kind,
-        base: BaseUrl { tls: false, host: "127.0.0.1".into(), port: 1, path: "/v1".into() },
+        base: BaseUrl::new(false, "127.0.0.1", 1, "/v1"),
         account: None,
         api_version: None,
         key: Some(SecretRef::Env("KEY".into())),
@@ -122,6 +123,7 @@ impl World {
                 provider: Arc::clone(&self.catalog.providers[provider]),
                 model: name.into(),
                 upstream_model: name.into(),
+                family: tokens::family(name),
                 priority: self.catalog.providers[provider].priority,
                 weight: weight.parse().unwrap(),
                 price: price(1),
