@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 use std::error::Error;
 use std::io::{BufRead, Write};
-use weir_ffi::packed::{Step, Try};
+use weir_ffi::packed::{Refused, Step};
 use weir_ffi::request::{Failed, Fed};
 use weir_ffi::settings::Settings;
 use weir_ffi::{Engine, Request};
@@ -32,7 +32,7 @@ fn replay(engine: &Engine, exchange: &Value) -> Result<Value, Box<dyn Error>> {
     }
     let (mut request, step) = match Request::begin(engine, head.as_bytes(), body.as_bytes()) {
         Ok(begun) => begun,
-        Err(step) => return Ok(ended(vec![], step, None)),
+        Err(refused) => return Ok(ended(vec![], Some(refused), None)),
     };
     let mut step = match step {
         Step::Admit(_) => request.admitted(200, exchange["admission"].as_str().unwrap_or_default().as_bytes()),
@@ -41,11 +41,12 @@ fn replay(engine: &Engine, exchange: &Value) -> Result<Value, Box<dyn Error>> {
     let mut attempts = Vec::new();
     let mut answers = exchange["answers"].as_array().into_iter().flatten();
     loop {
-        let Step::Try(attempt) = &step else {
-            let status = if let Step::Refuse { status, .. } = &step { *status } else { 0 };
-            return Ok(ended(attempts, step, request.end(status, false, true)));
-        };
-        attempts.push(sent(exchange, attempt, body, &request));
+        if step != Step::Try {
+            let refused = if let Step::Refuse(refused) = step { Some(refused) } else { None };
+            let row = request.end(refused.as_ref().map_or(0, |refused| refused.status), false, true);
+            return Ok(ended(attempts, refused, row));
+        }
+        attempts.push(sent(exchange, body, &request).ok_or("a step is not packed as it should be")?);
         let answer = answers.next().ok_or("there are more attempts than answers")?;
         let status = answer["status"].as_u64().unwrap_or(0);
         if RETRIED.contains(&status) {
@@ -58,15 +59,25 @@ fn replay(engine: &Engine, exchange: &Value) -> Result<Value, Box<dyn Error>> {
     }
 }
 
-/// What a provider gets: the client's headers but those that stay here, and those that are set.
-fn sent(exchange: &Value, attempt: &Try, body: &str, request: &Request) -> Value {
+/// What a provider gets: the client's headers but those that stay here, and those that are set. `None`: the packed step is too short.
+fn sent(exchange: &Value, body: &str, request: &Request) -> Option<Value> {
+    let mut packed = String::new();
+    request.write_step(&Step::Try, &mut packed);
+    let mut lines = packed.lines();
+    let uri = lines.nth(8)?;
+    let body_bytes = lines.nth(3)?;
+    let removed: usize = lines.nth(3)?.parse().ok()?;
+    let remove: Vec<&str> = lines.by_ref().take(removed).collect();
     let mut kept: Map<String, Value> =
-        headers(exchange).filter(|(name, _)| !attempt.remove.contains(name)).map(|(name, value)| (name, value.into())).collect();
-    kept.extend(attempt.set.iter().map(|(name, value)| (name.clone(), value.as_str().into())));
+        headers(exchange).filter(|(name, _)| !remove.contains(&name.as_str())).map(|(name, value)| (name, value.into())).collect();
+    let set: usize = lines.next()?.parse().ok()?;
+    for _ in 0..set {
+        kept.insert(lines.next()?.to_owned(), lines.next()?.into());
+    }
     let mut edited = Vec::new();
     request.write_body(&mut edited);
-    let body = if attempt.body_bytes.is_some() { String::from_utf8_lossy(&edited).into_owned() } else { body.to_owned() };
-    json!({ "path": attempt.uri, "headers": kept, "body": body })
+    let body = if body_bytes == "-" { body.to_owned() } else { String::from_utf8_lossy(&edited).into_owned() };
+    Some(json!({ "path": uri, "headers": kept, "body": body }))
 }
 
 /// What the client gets of an answer: its new headers and its body.
@@ -100,13 +111,9 @@ fn feed(request: &mut Request, chunk: &[u8], last: bool, out: &mut Vec<u8>) {
     }
 }
 
-fn ended(attempts: Vec<Value>, step: Step, row: Option<String>) -> Value {
-    let (status, body, told) = match step {
-        Step::Refuse { status, headers, body } => {
-            (status, body, headers.into_iter().map(|(name, value)| (name, value.into())).collect::<Map<_, Value>>())
-        }
-        _ => (0, String::new(), Map::new()),
-    };
+fn ended(attempts: Vec<Value>, refused: Option<Refused>, row: Option<String>) -> Value {
+    let (status, body, headers) = refused.map_or((0, String::new(), vec![]), |refused| (refused.status, refused.body, refused.headers));
+    let told: Map<String, Value> = headers.into_iter().map(|(name, value)| (name, value.into())).collect();
     json!({ "attempts": attempts, "status": status, "body": body, "told": told, "row": row })
 }
 

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use weir::engine::policy::{self, Scopes};
@@ -11,9 +12,9 @@ use zeroize::Zeroizing;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Who {
     /// Who pays.
-    pub account: String,
+    pub account: Cow<'static, str>,
     /// Which of its keys.
-    pub key_id: String,
+    pub key_id: Cow<'static, str>,
     /// The tier, if there is one.
     pub tier: Option<String>,
     /// What the key was cut down to.
@@ -55,14 +56,14 @@ pub struct Admission {
     /// Rate-limit headers for the client.
     pub headers: Vec<(String, String)>,
     /// The keys of the providers that may be asked; `None`: that provider needs none.
-    pub keys: HashMap<Payment, Option<Zeroizing<String>>>,
+    pub keys: HashMap<Payment, Option<Arc<Zeroizing<String>>>>,
 }
 
 impl Who {
     /// A caller nobody vouches for beyond the proxy that let it in.
     pub fn of_proxy(account: Option<&str>, tier: Option<&str>) -> Who {
         Who {
-            account: account.unwrap_or("proxy").into(),
+            account: account.map_or(Cow::Borrowed("proxy"), |account| account.to_owned().into()),
             key_id: "proxy".into(),
             tier: tier.map(Into::into),
             scopes: policy::OPEN,
@@ -77,8 +78,8 @@ impl Admission {
         let mut document: Value = serde_json::from_slice(body).ok()?;
         let text = |name: &str| document.get(name).and_then(Value::as_str).map(str::to_owned);
         let who = Who {
-            account: text("account")?,
-            key_id: text("key_id")?,
+            account: text("account")?.into(),
+            key_id: text("key_id")?.into(),
             tier: text("tier"),
             scopes: serde_json::from_value(document.get("scopes")?.clone()).ok()?,
             has_budget: document.get("has_budget")?.as_bool()?,
@@ -94,7 +95,7 @@ impl Admission {
         for entry in document.get_mut("keys")?.as_array_mut()? {
             let payment = Payment { provider: entry.get("provider")?.as_str()?.into(), own: entry.get("own")?.as_bool()? };
             let key = match entry.get_mut("key").map(Value::take) {
-                Some(Value::String(key)) => Some(Zeroizing::new(key)),
+                Some(Value::String(key)) => Some(Arc::new(Zeroizing::new(key))),
                 _ => None,
             };
             keys.insert(payment, key);

@@ -3,6 +3,7 @@
 use crate::admission::Remembered;
 use crate::settings::{Away, Settings};
 use arc_swap::ArcSwap;
+use rustc_hash::FxHashMap;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::fs;
@@ -37,7 +38,7 @@ pub struct Snapshot {
     /// What the files say.
     pub catalog: Catalog,
     /// The platform's keys by provider, from the environment and files.
-    pub keys: HashMap<Arc<str>, Zeroizing<String>>,
+    pub keys: FxHashMap<Arc<str>, Arc<Zeroizing<String>>>,
 }
 
 pub(crate) struct Inner {
@@ -237,8 +238,8 @@ fn watch(engine: &Weak<Inner>, pid: u32) {
 type KeyFiles = Vec<(PathBuf, Option<(SystemTime, u64)>)>;
 
 /// The keys a catalog refers to, as far as they are here, and the files they came from. Keys in the vault are the node's.
-fn read_keys(catalog: &Catalog) -> (HashMap<Arc<str>, Zeroizing<String>>, KeyFiles) {
-    let mut keys = HashMap::new();
+fn read_keys(catalog: &Catalog) -> (FxHashMap<Arc<str>, Arc<Zeroizing<String>>>, KeyFiles) {
+    let mut keys = FxHashMap::default();
     let mut watched = Vec::new();
     for (name, provider) in &catalog.providers {
         let text = match &provider.key {
@@ -251,7 +252,7 @@ fn read_keys(catalog: &Catalog) -> (HashMap<Arc<str>, Zeroizing<String>>, KeyFil
             Some(SecretRef::Vault(_)) | None => None,
         };
         if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
-            keys.insert(name.clone(), Zeroizing::new(text.trim().to_owned()));
+            keys.insert(name.clone(), Arc::new(Zeroizing::new(text.trim().to_owned())));
         }
     }
     (keys, watched)

@@ -2,6 +2,7 @@
 //! catches panics (-2) and takes bytes with their length; nothing here keeps a pointer it was given.
 
 use crate::engine::{Engine, now_ms};
+use crate::packed::Step;
 use crate::request::{Failed, Fed, Passage, Request};
 use crate::settings::Settings;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,6 +37,9 @@ pub struct Handle {
     request: Option<Box<Request>>,
     result: Vec<u8>,
 }
+
+/// Room for a packed step as a rule.
+const STEP_BYTES_USUAL: usize = 1024;
 
 fn guarded(work: impl FnOnce() -> i32) -> i32 {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or(PANICKED)
@@ -211,11 +215,18 @@ pub unsafe extern "C" fn weir_request_begin(
         }
         // SAFETY: the function's own conditions.
         let (head, body) = unsafe { (bytes(head, head_length), bytes(body, body_length)) };
-        let (begun, step) = match Request::begin(engine, head, body) {
-            Ok((begun, step)) => (Some(begun), step),
-            Err(step) => (None, step),
+        let mut result = String::with_capacity(STEP_BYTES_USUAL);
+        let begun = match Request::begin(engine, head, body) {
+            Ok((begun, step)) => {
+                begun.write_step(&step, &mut result);
+                Some(begun)
+            }
+            Err(refused) => {
+                refused.pack(&mut result);
+                None
+            }
         };
-        let handle = Box::new(Handle { request: begun, result: step.pack() });
+        let handle = Box::new(Handle { request: begun, result: result.into_bytes() });
         // SAFETY: the function's own conditions.
         let code = unsafe { give(&handle.result, buffer, capacity, length) };
         // SAFETY: not null; the handle is the caller's until weir_request_free.
@@ -252,6 +263,13 @@ unsafe fn with(
     })
 }
 
+fn give_step(request: &Request, step: &Step, out: &mut Vec<u8>) -> i32 {
+    let mut text = String::with_capacity(STEP_BYTES_USUAL);
+    request.write_step(step, &mut text);
+    *out = text.into_bytes();
+    OK
+}
+
 /// The last result again, for a buffer that was too small.
 ///
 /// # Safety
@@ -284,8 +302,8 @@ pub unsafe extern "C" fn weir_request_admitted(
     unsafe {
         let answer = bytes(answer, answer_length);
         with(request, buffer, capacity, length, |request, out| {
-            *out = request.admitted(u16::try_from(status).unwrap_or(0), answer).pack();
-            OK
+            let step = request.admitted(u16::try_from(status).unwrap_or(0), answer);
+            give_step(request, &step, out)
         })
     }
 }
@@ -318,8 +336,8 @@ pub unsafe extern "C" fn weir_request_next(
                 retry_after_ms: u64::try_from(retry_after_ms).ok(),
                 body: error,
             };
-            *out = request.next(&failed).pack();
-            OK
+            let step = request.next(&failed);
+            give_step(request, &step, out)
         })
     }
 }

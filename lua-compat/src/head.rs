@@ -1,29 +1,34 @@
 //! What a proxy says of a request, and what the client's headers say.
 
+use memchr::memchr;
+use std::ops::Range;
+
 /// Headers that a client usually sends: room is made for so many at once.
 const HEADERS_USUAL: usize = 16;
 /// A client's own request id is taken up to this length.
 const CLIENT_ID_BYTES_MAX: usize = 128;
 
-/// What a request's head says.
+/// What a request's head says: the text as it came, names in lower case, and where the fields stand in it.
 #[derive(Debug, Clone, Default)]
 pub struct Head {
-    /// The path, without its query.
-    pub path: String,
-    /// The account the proxy vouches for.
-    pub account: Option<String>,
-    /// The tier the proxy vouches for.
-    pub tier: Option<String>,
+    text: String,
+    path: Range<usize>,
+    account: Option<Range<usize>>,
+    tier: Option<Range<usize>>,
+    provider: Option<Range<usize>>,
+    model: Option<Range<usize>>,
+    fields: Vec<Field>,
     /// The proxy routes by itself: count, and touch nothing.
     pub observe: bool,
     /// What the proxy cannot change after the first attempt.
     pub fixed: Fixed,
-    /// Who answers, by the proxy's word: with an answer that is observed.
-    pub provider: Option<String>,
-    /// Which model answers, by the proxy's word.
-    pub model: Option<String>,
-    /// The client's headers, names in lower case.
-    pub headers: Vec<(String, String)>,
+}
+
+/// A client's header.
+#[derive(Debug, Clone)]
+struct Field {
+    name: Range<usize>,
+    value: Range<usize>,
 }
 
 /// What a proxy cannot change once the first attempt has been sent.
@@ -47,36 +52,101 @@ impl Fixed {
 impl Head {
     /// Reads `path`, then a line for each header: `name: value`. Names that begin with a colon are the proxy's word, not the client's.
     pub fn parse(text: &[u8]) -> Head {
-        let mut head = Head { headers: Vec::with_capacity(HEADERS_USUAL), ..Head::default() };
-        for (index, line) in String::from_utf8_lossy(text).split('\n').enumerate() {
-            if index == 0 {
-                head.path = line.split('?').next().unwrap_or_default().to_owned();
-                continue;
-            }
-            let at = line.get(1..).and_then(|rest| rest.find(':')).map(|at| at + 1);
-            let Some((name, value)) = at.map(|at| (&line[..at], line[at + 1..].trim())) else { continue };
-            match name {
-                ":account" => head.account = Some(value.to_owned()),
-                ":tier" => head.tier = Some(value.to_owned()),
-                ":observe" => head.observe = value == "true",
-                ":fixed" => head.fixed = Fixed::parse(value),
-                ":provider" => head.provider = Some(value.to_owned()),
-                ":model" => head.model = Some(value.to_owned()),
-                unknown if unknown.starts_with(':') => {}
-                _ => head.headers.push((name.to_ascii_lowercase(), value.to_owned())),
-            }
+        let path = memchr(b'\n', text).unwrap_or(text.len());
+        let mut head = Head::of_fields(text, path + 1);
+        head.path = 0..memchr(b'?', &head.text.as_bytes()[..path]).unwrap_or(path);
+        head
+    }
+
+    /// Reads the head of an answer: its headers alone.
+    pub fn parse_answer(text: &[u8]) -> Head {
+        Head::of_fields(text, 0)
+    }
+
+    fn of_fields(text: &[u8], from: usize) -> Head {
+        let text = match std::str::from_utf8(text) {
+            Ok(text) => text.to_owned(),
+            Err(_) => lossy(text),
+        };
+        let mut head = Head { text, fields: Vec::with_capacity(HEADERS_USUAL), ..Head::default() };
+        let mut start = from;
+        while start < head.text.len() {
+            let end = memchr(b'\n', &head.text.as_bytes()[start..]).map_or(head.text.len(), |length| start + length);
+            head.field(start..end);
+            start = end + 1;
         }
         head
     }
 
-    /// The value of a header; nothing for an empty one.
-    pub fn value(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(held, _)| held == name).map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+    fn field(&mut self, line: Range<usize>) {
+        let bytes = &self.text.as_bytes()[line.clone()];
+        // The first byte may be the colon of the proxy's word.
+        let Some(at) = bytes.get(1..).and_then(|rest| memchr(b':', rest)).map(|at| at + 1) else { return };
+        let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r');
+        let blank = bytes[at + 1..].iter().take_while(|byte| is_space(byte)).count();
+        let behind = bytes[at + 1 + blank..].iter().rev().take_while(|byte| is_space(byte)).count();
+        let name = line.start..line.start + at;
+        let value = name.end + 1 + blank..line.end - behind;
+        match &self.text[name.clone()] {
+            ":account" => self.account = Some(value),
+            ":tier" => self.tier = Some(value),
+            ":observe" => self.observe = &self.text[value] == "true",
+            ":fixed" => self.fixed = Fixed::parse(&self.text[value]),
+            ":provider" => self.provider = Some(value),
+            ":model" => self.model = Some(value),
+            unknown if unknown.starts_with(':') => {}
+            _ => {
+                if let Some(name) = self.text.get_mut(name.clone()) {
+                    name.make_ascii_lowercase();
+                }
+                self.fields.push(Field { name, value });
+            }
+        }
     }
 
-    /// Whether a `Connection` header says that this field goes no further than this hop (RFC 9110, 7.6.1).
-    pub fn nominates(&self, name: &str) -> bool {
-        self.value("connection").is_some_and(|value| value.split(',').any(|nominated| nominated.trim().eq_ignore_ascii_case(name)))
+    /// The path, without its query.
+    pub fn path(&self) -> &str {
+        &self.text[self.path.clone()]
+    }
+
+    /// The account the proxy vouches for.
+    pub fn account(&self) -> Option<&str> {
+        self.word(&self.account)
+    }
+
+    /// The tier the proxy vouches for.
+    pub fn tier(&self) -> Option<&str> {
+        self.word(&self.tier)
+    }
+
+    /// Who answers, by the proxy's word: with an answer that is observed.
+    pub fn provider(&self) -> Option<&str> {
+        self.word(&self.provider)
+    }
+
+    /// Which model answers, by the proxy's word.
+    pub fn model(&self) -> Option<&str> {
+        self.word(&self.model)
+    }
+
+    fn word(&self, at: &Option<Range<usize>>) -> Option<&str> {
+        at.clone().map(|at| &self.text[at])
+    }
+
+    /// The names of the client's headers, in lower case, in their order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields.iter().map(|field| &self.text[field.name.clone()])
+    }
+
+    /// The value of a header; nothing for an empty one.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        let field = self.fields.iter().find(|field| &self.text[field.name.clone()] == name)?;
+        Some(&self.text[field.value.clone()]).filter(|value| !value.is_empty())
+    }
+
+    /// Whether a `Connection` header's value says that this field goes no further than this hop (RFC 9110, 7.6.1).
+    pub fn nominates(connection: &str, name: &str) -> bool {
+        connection.split(',').any(|nominated| nominated.trim().eq_ignore_ascii_case(name))
     }
 
     /// What the client calls the request, where it can be sent back as it came.
@@ -86,7 +156,7 @@ impl Head {
 
     /// It announces a stream of events.
     pub fn is_stream(&self) -> bool {
-        self.value("content-type").is_some_and(|value| value.to_ascii_lowercase().starts_with("text/event-stream"))
+        self.value("content-type").and_then(|value| value.get(..17)).is_some_and(|start| start.eq_ignore_ascii_case("text/event-stream"))
     }
 
     /// What the caller presents.
@@ -96,5 +166,33 @@ impl Head {
             return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim());
         }
         self.value("x-api-key").or_else(|| self.value("api-key"))
+    }
+}
+
+/// The text with every byte that is no UTF-8 replaced by `?`: lines and fields stay where they are.
+fn lossy(text: &[u8]) -> String {
+    let mut whole = String::with_capacity(text.len());
+    for part in text.utf8_chunks() {
+        whole.push_str(part.valid());
+        part.invalid().iter().for_each(|_| whole.push('?'));
+    }
+    whole
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_where_they_stand() {
+        let head = Head::parse(
+            b"/v1/x?a=b\n:account: acme\n:observe: true\n:odd: 1\nX-Power-Level:  best \r\nempty:\nno colon\n\n: x\nLatin: caf\xe9\n",
+        );
+        assert_eq!((head.path(), head.account(), head.tier(), head.observe), ("/v1/x", Some("acme"), None, true));
+        assert_eq!(head.names().collect::<Vec<_>>(), ["x-power-level", "empty", "latin"]);
+        assert_eq!(["x-power-level", "empty", "latin", "none"].map(|name| head.value(name)), [Some("best"), None, Some("caf?"), None]);
+        let answer = Head::parse_answer(b"Content-Type: text/event-stream; charset=utf-8\n:model: m");
+        assert!(answer.is_stream() && answer.model() == Some("m") && answer.path().is_empty());
+        assert_eq!(Head::parse(b"").path(), "");
     }
 }

@@ -112,7 +112,7 @@ impl Request {
         let (seen_provider, seen_model) =
             self.observed.as_ref().map_or((None, None), |observed| (observed.provider.as_deref(), observed.model.as_deref()));
         Row {
-            request_id: &self.request_id,
+            request_id: self.request_id(),
             admitted: self.admission.is_some(),
             started_ms: self.started_ms,
             account: &self.who.account,
