@@ -64,10 +64,11 @@ fn sent(exchange: &Value, body: &str, request: &Request) -> Option<Value> {
     let mut packed = String::new();
     request.write_step(&Step::Try, &mut packed);
     let mut lines = packed.lines();
-    let uri = lines.nth(8)?;
+    let uri = lines.nth(2)?;
     let body_bytes = lines.nth(3)?;
-    let removed: usize = lines.nth(3)?.parse().ok()?;
-    let remove: Vec<&str> = lines.by_ref().take(removed).collect();
+    let (_, rest) = block(&packed, 7)?;
+    let (remove, rest) = block(rest, 0)?;
+    let (remove, mut lines): (Vec<&str>, _) = (remove.lines().collect(), rest.lines());
     let mut kept: Map<String, Value> =
         headers(exchange).filter(|(name, _)| !remove.contains(&name.as_str())).map(|(name, value)| (name, value.into())).collect();
     let set: usize = lines.next()?.parse().ok()?;
@@ -80,15 +81,22 @@ fn sent(exchange: &Value, body: &str, request: &Request) -> Option<Value> {
     Some(json!({ "path": uri, "headers": kept, "body": body }))
 }
 
+/// The block that is announced after `lines` lines, and what follows it.
+fn block(packed: &str, lines: usize) -> Option<(&str, &str)> {
+    let mut rest = packed;
+    for _ in 0..lines {
+        rest = rest.split_once('\n')?.1;
+    }
+    let (length, rest) = rest.split_once('\n')?;
+    rest.split_at_checked(length.parse().ok()?)
+}
+
 /// What the client gets of an answer: its new headers and its body.
 fn answered(request: &mut Request, answer: &Value, status: u16) -> (Value, String) {
     let head: String = headers(answer).map(|(name, value)| format!("{name}: {value}\n")).collect();
     let mut packed = String::new();
     request.answer(status, head.as_bytes(), &mut packed);
-    let mut lines = packed.lines().skip(1);
-    let mut count = || lines.next().and_then(|line| line.parse::<usize>().ok()).unwrap_or(0);
-    let removed = count();
-    let mut lines = packed.lines().skip(2 + removed);
+    let mut lines = block(&packed, 1).map_or("", |(_, set)| set).lines();
     let set = lines.next().and_then(|line| line.parse::<usize>().ok()).unwrap_or(0);
     let told: Map<String, Value> = (0..set).filter_map(|_| Some((lines.next()?.to_owned(), lines.next()?.into()))).collect();
     let mut out = Vec::new();

@@ -6,9 +6,10 @@
  *
  * Steps, a field a line:
  *   admit, then the body for POST /plugin/v1/admit
- *   try, request id, provider, model, scheme, authority, host, port, uri, attempt, own key (true|false), fallback (true|false),
- *     bytes of the body (-: as it came), connect ms, first event ms, between events ms,
- *     number of headers to remove, their names, number of headers to set, name and value of each
+ *   try, request id, uri, attempt, own key (true|false), fallback (true|false), bytes of the body (-: as it came),
+ *     bytes of the block that follows: provider, model, scheme, authority, host, port, connect ms, first event ms, between events ms,
+ *     bytes of the block that follows: the names of the headers to remove,
+ *     number of headers to set, name and value of each
  *   refuse, status, number of headers, name and value of each, then the body
  *   pass
  */
@@ -22,7 +23,7 @@
 /*
  Version of this interface. A binding refuses another.
  */
-#define WEIR_ABI_VERSION 1
+#define WEIR_ABI_VERSION 2
 
 /*
  Done.
@@ -184,8 +185,8 @@ int32_t weir_request_body(weir_request *request, uint8_t *buffer, size_t capacit
 
 /*
  An answer begins. Head: a line "name: value" for each of its headers; of one that is observed, ":provider" and ":model" too. The
- result, each on a line: 1 if bytes may be taken out, else 0; the number of headers to remove, and their names; the number of
- headers to set, name and value of each.
+ result, each on a line: 1 if bytes may be taken out, else 0; the bytes of the block of the names of headers to remove, and
+ the block, a name a line; the number of headers to set, name and value of each.
 
  # Safety
  The pointers are null or valid for their lengths; handles are open and used by one thread at a time.

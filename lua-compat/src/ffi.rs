@@ -10,7 +10,7 @@ use std::slice;
 use std::sync::Once;
 
 /// Version of this interface. A binding refuses another.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 /// Done.
 pub const OK: i32 = 0;
 /// The chunk goes out as it came; nothing was written.
@@ -373,8 +373,8 @@ pub unsafe extern "C" fn weir_request_body(request: *mut Handle, buffer: *mut u8
 }
 
 /// An answer begins. Head: a line "name: value" for each of its headers; of one that is observed, ":provider" and ":model" too. The
-/// result, each on a line: 1 if bytes may be taken out, else 0; the number of headers to remove, and their names; the number of
-/// headers to set, name and value of each.
+/// result, each on a line: 1 if bytes may be taken out, else 0; the bytes of the block of the names of headers to remove, and
+/// the block, a name a line; the number of headers to set, name and value of each.
 ///
 /// # Safety
 /// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.

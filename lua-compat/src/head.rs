@@ -13,10 +13,7 @@ const CLIENT_ID_BYTES_MAX: usize = 128;
 pub struct Head {
     text: String,
     path: Range<usize>,
-    account: Option<Range<usize>>,
-    tier: Option<Range<usize>>,
-    provider: Option<Range<usize>>,
-    model: Option<Range<usize>>,
+    /// The proxy's words among them: their names begin with a colon.
     fields: Vec<Field>,
     /// The proxy routes by itself: count, and touch nothing.
     pub observe: bool,
@@ -24,7 +21,6 @@ pub struct Head {
     pub fixed: Fixed,
 }
 
-/// A client's header.
 #[derive(Debug, Clone)]
 struct Field {
     name: Range<usize>,
@@ -88,20 +84,14 @@ impl Head {
         let name = line.start..line.start + at;
         let value = name.end + 1 + blank..line.end - behind;
         match &self.text[name.clone()] {
-            ":account" => self.account = Some(value),
-            ":tier" => self.tier = Some(value),
-            ":observe" => self.observe = &self.text[value] == "true",
-            ":fixed" => self.fixed = Fixed::parse(&self.text[value]),
-            ":provider" => self.provider = Some(value),
-            ":model" => self.model = Some(value),
-            unknown if unknown.starts_with(':') => {}
-            _ => {
-                if let Some(name) = self.text.get_mut(name.clone()) {
-                    name.make_ascii_lowercase();
-                }
-                self.fields.push(Field { name, value });
-            }
+            ":observe" => self.observe = &self.text[value.clone()] == "true",
+            ":fixed" => self.fixed = Fixed::parse(&self.text[value.clone()]),
+            _ => {}
         }
+        if let Some(name) = self.text.get_mut(name.clone()) {
+            name.make_ascii_lowercase();
+        }
+        self.fields.push(Field { name, value });
     }
 
     /// The path, without its query.
@@ -111,31 +101,33 @@ impl Head {
 
     /// The account the proxy vouches for.
     pub fn account(&self) -> Option<&str> {
-        self.word(&self.account)
+        self.word(":account")
     }
 
     /// The tier the proxy vouches for.
     pub fn tier(&self) -> Option<&str> {
-        self.word(&self.tier)
+        self.word(":tier")
     }
 
     /// Who answers, by the proxy's word: with an answer that is observed.
     pub fn provider(&self) -> Option<&str> {
-        self.word(&self.provider)
+        self.word(":provider")
     }
 
     /// Which model answers, by the proxy's word.
     pub fn model(&self) -> Option<&str> {
-        self.word(&self.model)
+        self.word(":model")
     }
 
-    fn word(&self, at: &Option<Range<usize>>) -> Option<&str> {
-        at.clone().map(|at| &self.text[at])
+    /// The last of a name holds.
+    fn word(&self, name: &str) -> Option<&str> {
+        let field = self.fields.iter().rev().find(|field| &self.text[field.name.clone()] == name)?;
+        Some(&self.text[field.value.clone()])
     }
 
     /// The names of the client's headers, in lower case, in their order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.fields.iter().map(|field| &self.text[field.name.clone()])
+        self.fields.iter().map(|field| &self.text[field.name.clone()]).filter(|name| !name.starts_with(':'))
     }
 
     /// The value of a header; nothing for an empty one.

@@ -37,37 +37,64 @@ impl Refused {
     }
 }
 
-/// A list as it is packed: how many entries there are, then each. It is written in one pass.
-pub struct List<'o> {
+/// Lines that belong together: how many bytes they are, then the lines. Whoever has seen the same block before need not take it apart.
+pub struct Block<'o> {
+    out: &'o mut String,
+    begins: usize,
+}
+
+impl<'o> Block<'o> {
+    /// A block at the end of `out`.
+    pub fn new(out: &'o mut String) -> Block<'o> {
+        Block { begins: out.len(), out }
+    }
+
+    /// A text on a line.
+    pub fn line(&mut self, text: &str) {
+        line(self.out, text);
+    }
+
+    /// A number on a line.
+    pub fn number(&mut self, value: u64) {
+        number(self.out, value);
+    }
+
+    /// Puts the length before the lines.
+    pub fn end(self) {
+        let length = self.out.len() - self.begins;
+        put_before(self.out, self.begins, length as u64);
+    }
+}
+
+fn put_before(out: &mut String, at: usize, count: u64) {
+    out.insert(at, '\n');
+    out.insert_str(at, itoa::Buffer::new().format(count));
+}
+
+/// Headers as they are packed: how many there are, then name and value of each. They are written in one pass.
+pub struct Headers<'o> {
     out: &'o mut String,
     begins: usize,
     entries: u64,
 }
 
-impl<'o> List<'o> {
-    /// A list at the end of `out`.
-    pub fn new(out: &'o mut String) -> List<'o> {
-        List { begins: out.len(), out, entries: 0 }
-    }
-
-    /// A name.
-    pub fn name(&mut self, name: &str) {
-        self.entries += 1;
-        line(self.out, name);
+impl<'o> Headers<'o> {
+    /// Headers at the end of `out`.
+    pub fn new(out: &'o mut String) -> Headers<'o> {
+        Headers { begins: out.len(), out, entries: 0 }
     }
 
     /// A header, its value in two parts.
     pub fn header(&mut self, name: &str, scheme: &str, value: &str) {
-        self.name(name);
+        self.entries += 1;
+        line(self.out, name);
         self.out.push_str(scheme);
         line(self.out, value);
     }
 
-    /// Puts the count before the entries.
+    /// Puts the count before them.
     pub fn end(self) {
-        let (mut count, at) = (itoa::Buffer::new(), self.begins);
-        self.out.insert(at, '\n');
-        self.out.insert_str(at, count.format(self.entries));
+        put_before(self.out, self.begins, self.entries);
     }
 }
 
@@ -100,13 +127,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_says_how_long_it_is() {
+    fn what_follows_is_announced() {
         let mut out = String::from("before\n");
-        let mut list = List::new(&mut out);
-        (0..11).for_each(|_| list.name("n"));
-        list.header("authorization", "Bearer ", "k");
-        list.end();
-        List::new(&mut out).end();
-        assert_eq!(out, format!("before\n12\n{}authorization\nBearer k\n0\n", "n\n".repeat(11)));
+        let mut block = Block::new(&mut out);
+        block.line("provider");
+        block.number(80);
+        block.end();
+        Block::new(&mut out).end();
+        let mut headers = Headers::new(&mut out);
+        (0..10).for_each(|_| headers.header("n", "", "v"));
+        headers.header("authorization", "Bearer ", "k");
+        headers.end();
+        Headers::new(&mut out).end();
+        assert_eq!(out, format!("before\n12\nprovider\n80\n0\n11\n{}authorization\nBearer k\n0\n", "n\nv\n".repeat(10)));
     }
 }

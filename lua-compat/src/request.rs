@@ -46,7 +46,7 @@ pub struct Request {
     id: IdText,
     started_ms: u64,
     who: Who,
-    admission: Option<Admission>,
+    admission: Option<Box<Admission>>,
     plan: Option<Plan>,
     current: Option<Current>,
     observed: Option<Observed>,
@@ -153,8 +153,7 @@ impl Request {
         if peek.names_other_models && !head.observe {
             return Err(refused(&Refusal::OtherModels, endpoint.dialect()));
         }
-        let random = (u128::from(engine.random()) << 64) | u128::from(engine.random());
-        let id = RequestId::new(started_ms, random).text();
+        let id = RequestId::new(started_ms, engine.random_wide()).text();
         let observes = head.observe;
         let prompt_tokens = outbound::prompt_tokens(peek.model.as_deref().unwrap_or_default(), &peek);
         // Boxed: it is some thousand bytes, and goes through several hands.
@@ -218,7 +217,7 @@ impl Request {
                 self.unknown = false;
                 self.cover = admission.covered_tokens.map(Cover::new);
                 let draw = admission.draw;
-                self.admission = Some(admission);
+                self.admission = Some(Box::new(admission));
                 self.plan_and_try(draw)
             }
             // The node is there and says no: its words are the caller's. What it said before about the key no longer holds.

@@ -18,7 +18,7 @@
 
 local ffi = require "ffi"
 
-local ABI = 1
+local ABI = 2
 local TOO_SMALL, UNCHANGED, ENDED, STOP, EXTEND, PANICKED = 2, 1, 3, 4, 8, -2
 
 ffi.cdef [[
@@ -123,7 +123,8 @@ local function result(request, code)
 end
 
 -- Patterns are not compiled, looking for plain text is.
-local find, sub = string.find, string.sub
+local find, sub, byte, concat = string.find, string.sub, string.byte, table.concat
+local COLON = 58
 
 --- The line that begins at `at`, and where the next one does.
 local function line_at(text, at)
@@ -147,38 +148,67 @@ local function pairs_at(text, at, count)
   return list, at
 end
 
-local function names_at(text, at, count)
-  local list = {}
-  for index = 1, count do
-    list[index], at = line_at(text, at)
+local function names_in(text)
+  local list, count, at = {}, 0, 1
+  while at <= #text do
+    count = count + 1
+    list[count], at = line_at(text, at)
   end
-  return list, at
+  return list
+end
+
+-- Attempts at one target differ in a few fields, and one client's requests hardly in the headers that stay here. What is the same is
+-- taken apart once and shared: nobody may change these tables.
+local KEPT_MAX, KEPT_BYTES_MAX = 1000, 1024
+local kept, kept_count = {}, 0
+
+local function keep(block, parsed)
+  if #block > KEPT_BYTES_MAX then return parsed end
+  if kept_count >= KEPT_MAX then kept, kept_count = {}, 0 end
+  kept[block], kept_count = parsed, kept_count + 1
+  return parsed
+end
+
+local function parse_target(block)
+  local target, at = {}, 1
+  target.provider, at = line_at(block, at)
+  target.model, at = line_at(block, at)
+  target.scheme, at = line_at(block, at)
+  target.authority, at = line_at(block, at)
+  target.host, at = line_at(block, at)
+  target.port, at = number_at(block, at)
+  target.connect_ms, at = number_at(block, at)
+  target.first_event_ms, at = number_at(block, at)
+  target.between_events_ms = number_at(block, at)
+  return keep(block, target)
+end
+
+--- The bytes that a line with their number announces.
+local function block_at(text, at)
+  local count
+  count, at = number_at(text, at)
+  return sub(text, at, at + count - 1), at + count
 end
 
 local function parse_try(text, at)
-  local step, count, flag = { kind = "try" }
-  step.request_id, at = line_at(text, at)
-  step.provider, at = line_at(text, at)
-  step.model, at = line_at(text, at)
-  step.scheme, at = line_at(text, at)
-  step.authority, at = line_at(text, at)
-  step.host, at = line_at(text, at)
-  step.port, at = number_at(text, at)
-  step.uri, at = line_at(text, at)
-  step.attempt, at = number_at(text, at)
-  flag, at = line_at(text, at)
-  step.own_key = flag == "true"
-  flag, at = line_at(text, at)
-  step.was_fallback = flag == "true"
-  step.body_bytes, at = number_at(text, at)
-  step.connect_ms, at = number_at(text, at)
-  step.first_event_ms, at = number_at(text, at)
-  step.between_events_ms, at = number_at(text, at)
+  local request_id, uri, attempt, own_key, was_fallback, body_bytes, block, removed, count
+  request_id, at = line_at(text, at)
+  uri, at = line_at(text, at)
+  attempt, at = number_at(text, at)
+  own_key, at = line_at(text, at)
+  was_fallback, at = line_at(text, at)
+  body_bytes, at = number_at(text, at)
+  block, at = block_at(text, at)
+  removed, at = block_at(text, at)
   count, at = number_at(text, at)
-  step.remove, at = names_at(text, at, count)
-  count, at = number_at(text, at)
-  step.set = pairs_at(text, at, count)
-  return step
+  local target = kept[block] or parse_target(block)
+  return {
+    kind = "try", request_id = request_id, uri = uri, attempt = attempt, own_key = own_key == "true", was_fallback = was_fallback == "true",
+    body_bytes = body_bytes, provider = target.provider, model = target.model, scheme = target.scheme, authority = target.authority,
+    host = target.host, port = target.port, connect_ms = target.connect_ms, first_event_ms = target.first_event_ms,
+    between_events_ms = target.between_events_ms, remove = kept[removed] or keep(removed, names_in(removed)),
+    set = pairs_at(text, at, count),
+  }
 end
 
 local function parse(text)
@@ -233,33 +263,40 @@ local function clean(value)
   return value
 end
 
+-- The pieces of one head at a time; a table for each would be work for the collector.
+local pieces = {}
+
+local function put(at, name, value)
+  pieces[at], pieces[at + 1], pieces[at + 2], pieces[at + 3] = "\n", name, ": ", clean(value)
+  return at + 4
+end
+
 --- `first`, then the proxy's own word, then the headers. No header, and no line feed in a path, can pass for the proxy's word.
 local function head_of(first, own, headers)
-  local lines = { first and clean(first) }
-  for name, value in pairs(own) do lines[#lines + 1] = ":" .. name .. ": " .. clean(value) end
+  local at = 2
+  pieces[1] = first and clean(first) or ""
+  for name, value in pairs(own) do at = put(at, ":" .. name, value) end
   for name, value in pairs(headers) do
-    local is_own = name:byte() == 58
-    if type(value) == "table" and not is_own then
-      for _, one in ipairs(value) do lines[#lines + 1] = name .. ": " .. clean(one) end
-    elseif not is_own then
-      lines[#lines + 1] = name .. ": " .. clean(value)
+    if byte(name) ~= COLON then
+      if type(value) == "table" then
+        for index = 1, #value do at = put(at, name, value[index]) end
+      else
+        at = put(at, name, value)
+      end
     end
   end
-  return table.concat(lines, "\n")
+  return concat(pieces, "", 1, at - 1)
 end
 
 function Request:answer(status, headers, seen)
   local head = head_of(nil, seen or {}, headers)
   local text, why, failure = result(self.handle, lib.weir_request_answer(self.handle, status, head, #head, buffer, capacity, length))
   if not text then return nil, why, failure end
-  local strips, count, at
+  local strips, removed, count, at
   strips, at = line_at(text, 1)
+  removed, at = block_at(text, at)
   count, at = number_at(text, at)
-  local answer = { strips = strips == "1" }
-  answer.remove, at = names_at(text, at, count)
-  count, at = number_at(text, at)
-  answer.set = pairs_at(text, at, count)
-  return answer
+  return { strips = strips == "1", remove = kept[removed] or keep(removed, names_in(removed)), set = pairs_at(text, at, count) }
 end
 
 function Request:feed(chunk, last)
