@@ -119,9 +119,13 @@ impl Head {
         self.word(":model")
     }
 
+    fn is_called(&self, field: &Field, name: &str) -> bool {
+        field.name.len() == name.len() && &self.text.as_bytes()[field.name.clone()] == name.as_bytes()
+    }
+
     /// The last of a name holds.
     fn word(&self, name: &str) -> Option<&str> {
-        let field = self.fields.iter().rev().find(|field| &self.text[field.name.clone()] == name)?;
+        let field = self.fields.iter().rev().find(|field| self.is_called(field, name))?;
         Some(&self.text[field.value.clone()])
     }
 
@@ -132,7 +136,7 @@ impl Head {
 
     /// The value of a header; nothing for an empty one.
     pub fn value(&self, name: &str) -> Option<&str> {
-        let field = self.fields.iter().find(|field| &self.text[field.name.clone()] == name)?;
+        let field = self.fields.iter().find(|field| self.is_called(field, name))?;
         Some(&self.text[field.value.clone()]).filter(|value| !value.is_empty())
     }
 

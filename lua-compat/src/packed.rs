@@ -67,8 +67,12 @@ impl<'o> Block<'o> {
 }
 
 fn put_before(out: &mut String, at: usize, count: u64) {
-    out.insert(at, '\n');
-    out.insert_str(at, itoa::Buffer::new().format(count));
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(count);
+    let mut text = [b'\n'; 21];
+    text[..digits.len()].copy_from_slice(digits.as_bytes());
+    // What `itoa` writes is ASCII.
+    out.insert_str(at, std::str::from_utf8(&text[..=digits.len()]).unwrap_or_default());
 }
 
 /// Headers as they are packed: how many there are, then name and value of each. They are written in one pass.

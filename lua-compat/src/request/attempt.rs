@@ -148,7 +148,8 @@ impl Request {
         let target = &current.attempt.target;
         let base = &target.provider.base;
         packed::line(out, "try");
-        packed::line(out, self.request_id());
+        let id = self.request_id();
+        packed::line(out, id);
         packed::line(out, &current.uri);
         packed::number(out, self.attempts.into());
         packed::flag(out, current.own_key);
@@ -169,7 +170,7 @@ impl Request {
         }
         place.end();
         self.write_removed(current, out);
-        self.write_set(current, out);
+        self.write_set(current, id, out);
     }
 
     /// The client's headers that stay here.
@@ -191,10 +192,10 @@ impl Request {
     }
 
     /// Headers to set, the provider's key among them.
-    fn write_set(&self, current: &Current, out: &mut String) {
+    fn write_set(&self, current: &Current, id: &str, out: &mut String) {
         let row = spec(current.attempt.target.provider.kind);
         let mut headers = packed::Headers::new(out);
-        headers.header("x-request-id", "", self.request_id());
+        headers.header("x-request-id", "", id);
         headers.header("accept-encoding", "", "identity");
         for (name, value) in row.default_headers() {
             if self.head.value(name).is_none() {
