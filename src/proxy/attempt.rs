@@ -3,13 +3,16 @@
 //! An attempt commits with its first event (a stream) or its last byte (a whole answer), not with its headers: until then
 //! another target can take over and the client never knows.
 
+use super::exchange::{OWN_HEADERS, Prepared};
 use super::upstream::{ConnectError, Connected, Upstreams};
-use crate::engine::catalog::{OnDisconnect, Provider};
+use super::{headers, respond};
+use crate::engine::catalog::{OnDisconnect, Provider, Timeouts};
 use crate::engine::dialect;
 use crate::engine::meter::{self, StreamMeter, Tally, UpstreamError, Watch};
 use crate::engine::route::{Outcome, TimeoutPhase};
 use crate::engine::tokens::Stream as TextCounter;
 use bytes::{Bytes, BytesMut};
+use http::response::Parts;
 use pingora_error::{ErrorType, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use std::sync::Arc;
@@ -37,10 +40,16 @@ pub struct Sending {
     pub body: Vec<Bytes>,
     /// How to read the answer.
     pub watch: Watch,
-    /// The client asked for a stream.
-    pub stream: bool,
     /// When the exchange as a whole must be over.
     pub deadline: Instant,
+}
+
+impl Sending {
+    /// What was prepared, to be over by then.
+    pub fn of(prepared: Prepared, deadline: Instant) -> Sending {
+        let Prepared { sending_to: provider, public_only, header, body, watch, .. } = prepared;
+        Sending { provider, public_only, header, body, watch, deadline }
+    }
 }
 
 /// A target that answers.
@@ -57,8 +66,8 @@ pub enum Committed {
 pub struct Streaming {
     /// The upstream connection, to be read on.
     pub connected: Connected,
-    /// The upstream's header.
-    pub header: ResponseHeader,
+    /// The client's header so far.
+    pub header: Parts,
     /// Counts what passes.
     pub meter: StreamMeter,
     /// What the client gets first.
@@ -67,9 +76,9 @@ pub struct Streaming {
 
 /// A whole answer, read to its end.
 pub struct Whole {
-    /// The upstream's header.
-    pub header: ResponseHeader,
-    /// Its body.
+    /// The client's header so far.
+    pub header: Parts,
+    /// The body.
     pub body: Bytes,
     /// What it came to.
     pub tally: Tally,
@@ -87,19 +96,23 @@ pub struct Failed {
 /// What happened.
 #[derive(Debug, Clone, Copy)]
 enum What {
+    /// The provider closed an idle connection just as it was used: nothing was processed.
+    Stale,
     Connect,
     Tls,
     Reset,
     Timeout(TimeoutPhase),
-    Status { retry_after_ms: Option<u64> },
+    Status {
+        retry_after_ms: Option<u64>,
+    },
     ErrorFirstEvent,
     EmptyOrNotJson,
 }
 
 /// An upstream's refusal as it came.
 pub struct Answer {
-    /// Its header.
-    pub header: ResponseHeader,
+    /// The client's header so far.
+    pub header: Parts,
     /// Its body, at most [`ERROR_BODY_BYTES_MAX`].
     pub body: Bytes,
     /// What the body says.
@@ -111,6 +124,11 @@ impl Failed {
         Failed { what, answer: None }
     }
 
+    /// The connection was used a moment too late. No failure of the target: the attempt is to be made again.
+    pub fn is_stale(&self) -> bool {
+        matches!(self.what, What::Stale)
+    }
+
     /// The same in the plan's terms.
     pub fn outcome(&self) -> Outcome<'_> {
         let (status, error_code, message) = match &self.answer {
@@ -120,7 +138,7 @@ impl Failed {
         match self.what {
             What::Connect => Outcome::Connect,
             What::Tls => Outcome::Tls,
-            What::Reset => Outcome::Reset,
+            What::Reset | What::Stale => Outcome::Reset,
             What::Timeout(phase) => Outcome::Timeout(phase),
             What::Status { retry_after_ms } => Outcome::Status { code: status, retry_after_ms, error_code, message },
             What::ErrorFirstEvent => Outcome::ErrorFirstEvent { error_code, message },
@@ -134,7 +152,7 @@ impl Failed {
             (Some(answer), _) => &answer.error.message,
             (None, What::Connect) => "cannot connect",
             (None, What::Tls) => "TLS handshake failed",
-            (None, What::Reset) => "the connection broke before the answer began",
+            (None, What::Reset | What::Stale) => "the connection broke before the answer began",
             (None, What::Timeout(TimeoutPhase::Connect)) => "no connection in time",
             (None, What::Timeout(_)) => "no answer in time",
             (None, _) => "the answer is empty or not in the expected format",
@@ -147,31 +165,17 @@ impl Failed {
     }
 }
 
-/// Makes one attempt. Cancel-safe: dropped, it closes the upstream connection, which cancels the work there.
+/// Makes one attempt. Cancel-safe: dropped, it closes the upstream connection, which cancels the work there. The caller makes one
+/// that [is stale](Failed::is_stale) again: what it sent is gone, for a copy of every header is too dear to keep.
 pub async fn attempt(upstreams: &Arc<Upstreams>, sending: Sending) -> Result<Committed, Failed> {
-    let mut header = Some(sending.header.clone());
-    loop {
-        let connected =
-            upstreams.connect(&sending.provider, sending.public_only).await.map_err(|error| Failed::new(connect_outcome(&error)))?;
-        let fresh = !connected.reused;
-        match exchange(upstreams, connected, header.take().unwrap_or_else(|| sending.header.clone()), &sending).await {
-            // The provider closed an idle connection just as we used it: nothing was processed, so try on a fresh one.
-            Err(Broken::StaleConnection) if !fresh => continue,
-            Err(Broken::StaleConnection) => return Err(Failed::new(What::Reset)),
-            Err(Broken::Failed(failed)) => return Err(*failed),
-            Ok(committed) => return Ok(committed),
-        }
-    }
+    let connected =
+        upstreams.connect(&sending.provider, sending.public_only).await.map_err(|error| Failed::new(connect_outcome(&error)))?;
+    exchange(upstreams, connected, sending).await.map_err(|failed| *failed)
 }
 
-enum Broken {
-    StaleConnection,
-    Failed(Box<Failed>),
-}
-
-impl From<What> for Broken {
-    fn from(what: What) -> Broken {
-        Broken::Failed(Box::new(Failed::new(what)))
+impl From<What> for Box<Failed> {
+    fn from(what: What) -> Box<Failed> {
+        Box::new(Failed::new(what))
     }
 }
 
@@ -187,15 +191,12 @@ fn read_outcome(error: &pingora_error::Error, phase: TimeoutPhase) -> What {
     if *error.etype() == ErrorType::ReadTimedout || *error.etype() == ErrorType::WriteTimedout { What::Timeout(phase) } else { What::Reset }
 }
 
-async fn exchange(
-    upstreams: &Arc<Upstreams>,
-    mut connected: Connected,
-    header: Box<RequestHeader>,
-    sending: &Sending,
-) -> Result<Committed, Broken> {
-    let timeouts = &sending.provider.timeouts;
+async fn exchange(upstreams: &Arc<Upstreams>, mut connected: Connected, sending: Sending) -> Result<Committed, Box<Failed>> {
+    let Sending { provider, header, body, watch, deadline, .. } = sending;
+    let timeouts = provider.timeouts;
     let first_event_by = Instant::now() + timeouts.first_event;
-    let holds = connected.holds.clone().filter(|_| !sending.body.is_empty());
+    let reused = connected.reused;
+    let holds = connected.holds.clone().filter(|_| !body.is_empty());
     let hold = |on: bool| {
         if let Some(holds) = &holds {
             holds.store(on, std::sync::atomic::Ordering::Relaxed);
@@ -206,36 +207,69 @@ async fn exchange(
     let wrote = async {
         hold(true);
         session.write_request_header(header).await?;
-        for (index, slice) in sending.body.iter().enumerate() {
-            hold(index + 1 < sending.body.len() && slice.len() <= HELD_SLICE_BYTES_MAX);
-            session.write_request_body(slice.clone(), index + 1 == sending.body.len()).await?;
+        let slices = body.len();
+        if slices == 0 {
+            return session.finish_request_body().await;
         }
-        if sending.body.is_empty() { session.finish_request_body().await } else { Ok(()) }
+        for (index, slice) in body.into_iter().enumerate() {
+            hold(index + 1 < slices && slice.len() <= HELD_SLICE_BYTES_MAX);
+            session.write_request_body(slice, index + 1 == slices).await?;
+        }
+        Ok(())
     };
     // A provider may answer (413, 401) before it has read the whole body: look for that answer before giving up.
     let write_error = wrote.await.err();
     connected.sent_whole = write_error.is_none();
     let session = &mut connected.session;
-    let limit = first_event_by.min(sending.deadline);
+    let limit = first_event_by.min(deadline);
     loop {
         session.set_read_timeout(Some(remaining(limit)));
         if let Err(error) = session.read_response_header().await {
-            let stale = write_error.is_some() || matches!(error.retry, RetryType::ReusedOnly);
-            return Err(if stale { Broken::StaleConnection } else { read_outcome(&error, TimeoutPhase::FirstEvent).into() });
+            let closed = write_error.is_some() || matches!(error.retry, RetryType::ReusedOnly);
+            let what = if closed && reused { What::Stale } else { read_outcome(&error, TimeoutPhase::FirstEvent) };
+            return Err(if closed && !reused { What::Reset } else { what }.into());
         }
         if !session.response_header().is_some_and(|header| header.status.is_informational()) {
             break;
         }
     }
-    let Some(header) = session.response_header().cloned() else { return Err(What::Reset.into()) };
-    if !header.status.is_success() {
-        return Err(Broken::Failed(Box::new(refused(upstreams, connected, header, sending).await)));
+    let Some(upstream) = session.response_header() else { return Err(What::Reset.into()) };
+    let header = passing(upstream);
+    let reading = Reading { watch, timeouts, deadline };
+    if !upstream.status.is_success() {
+        let retry_after_ms = retry_after_ms(upstream, crate::telemetry::clock::now_ms());
+        return Err(Box::new(refused(upstreams, connected, header, retry_after_ms, &reading).await));
     }
-    if is_event_stream(&header) {
-        first_event(connected, header, sending, limit).await
+    if is_event_stream(upstream) {
+        first_event(connected, header, &reading, limit).await
+    } else if is_opaque(upstream) {
+        Ok(Committed::Opaque(Box::new(Streaming { connected, header, meter: StreamMeter::of_body(watch), first: Vec::new() })))
     } else {
-        whole(upstreams, connected, header, sending).await
+        whole(upstreams, connected, header, &reading).await
     }
+}
+
+/// What reading an answer needs to know.
+struct Reading {
+    watch: Watch,
+    timeouts: Timeouts,
+    deadline: Instant,
+}
+
+/// What of an upstream's header goes to the client, with room for weir's own fields.
+fn passing(upstream: &ResponseHeader) -> Parts {
+    let mut header = respond::header(upstream.status.as_u16(), upstream.headers.len() + OWN_HEADERS);
+    headers::copy_response(&upstream.headers, &mut header.headers);
+    header
+}
+
+/// Whether an answer is passed on as it comes: it is neither JSON nor events, or too large to hold.
+fn is_opaque(header: &ResponseHeader) -> bool {
+    let content_type = content_type(header);
+    let declared = || header.headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse::<usize>().ok();
+    content_type.starts_with("audio/")
+        || content_type.starts_with("application/octet-stream")
+        || declared().is_some_and(|length| length > WHOLE_ANSWER_BYTES_MAX)
 }
 
 fn remaining(until: Instant) -> Duration {
@@ -252,9 +286,15 @@ fn is_event_stream(header: &ResponseHeader) -> bool {
 }
 
 /// Reads an upstream's refusal.
-async fn refused(upstreams: &Arc<Upstreams>, mut connected: Connected, header: ResponseHeader, sending: &Sending) -> Failed {
+async fn refused(
+    upstreams: &Arc<Upstreams>,
+    mut connected: Connected,
+    header: Parts,
+    retry_after_ms: Option<u64>,
+    reading: &Reading,
+) -> Failed {
     let mut body = BytesMut::new();
-    connected.session.set_read_timeout(Some(sending.provider.timeouts.between_events.min(remaining(sending.deadline))));
+    connected.session.set_read_timeout(Some(reading.timeouts.between_events.min(remaining(reading.deadline))));
     let complete = loop {
         match connected.session.read_response_body().await {
             Ok(Some(chunk)) if body.len() + chunk.len() <= ERROR_BODY_BYTES_MAX => body.extend_from_slice(&chunk),
@@ -266,7 +306,6 @@ async fn refused(upstreams: &Arc<Upstreams>, mut connected: Connected, header: R
         upstreams.release(connected).await;
     }
     let error = dialect::upstream_error(&body);
-    let retry_after_ms = retry_after_ms(&header, crate::telemetry::clock::now_ms());
     Failed { what: What::Status { retry_after_ms }, answer: Some(Answer { header, body: body.freeze(), error }) }
 }
 
@@ -285,8 +324,8 @@ pub fn retry_after_ms(header: &ResponseHeader, now_ms: u64) -> Option<u64> {
 }
 
 /// Waits for the first event.
-async fn first_event(mut connected: Connected, header: ResponseHeader, sending: &Sending, limit: Instant) -> Result<Committed, Broken> {
-    let mut meter = StreamMeter::new(sending.watch);
+async fn first_event(mut connected: Connected, header: Parts, reading: &Reading, limit: Instant) -> Result<Committed, Box<Failed>> {
+    let mut meter = StreamMeter::new(reading.watch);
     let mut first = Vec::with_capacity(4);
     let mut held = 0;
     loop {
@@ -308,7 +347,7 @@ async fn first_event(mut connected: Connected, header: ResponseHeader, sending: 
             if let Some(error) = meter.error().filter(|_| meter.events() <= 1) {
                 let failed =
                     Failed { what: What::ErrorFirstEvent, answer: Some(Answer { header, body: Bytes::new(), error: error.clone() }) };
-                return Err(Broken::Failed(Box::new(failed)));
+                return Err(Box::new(failed));
             }
             return Ok(Committed::Stream(Box::new(Streaming { connected, header, meter, first })));
         }
@@ -316,35 +355,17 @@ async fn first_event(mut connected: Connected, header: ResponseHeader, sending: 
 }
 
 /// Reads a whole answer.
-async fn whole(
-    upstreams: &Arc<Upstreams>,
-    mut connected: Connected,
-    header: ResponseHeader,
-    sending: &Sending,
-) -> Result<Committed, Broken> {
-    let content_type = content_type(&header);
-    let is_binary = content_type.starts_with("audio/") || content_type.starts_with("application/octet-stream");
-    let declared =
-        header.headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<usize>().ok());
-    if is_binary || declared.is_some_and(|length| length > WHOLE_ANSWER_BYTES_MAX) {
-        return Ok(Committed::Opaque(Box::new(Streaming {
-            connected,
-            header,
-            meter: StreamMeter::of_body(sending.watch),
-            first: Vec::new(),
-        })));
-    }
-    let timeouts = &sending.provider.timeouts;
+async fn whole(upstreams: &Arc<Upstreams>, mut connected: Connected, header: Parts, reading: &Reading) -> Result<Committed, Box<Failed>> {
     let mut chunks: Vec<Bytes> = Vec::with_capacity(2);
     let mut length = 0;
     loop {
-        connected.session.set_read_timeout(Some(timeouts.between_events.min(remaining(sending.deadline))));
+        connected.session.set_read_timeout(Some(reading.timeouts.between_events.min(remaining(reading.deadline))));
         match connected.session.read_response_body().await {
             Ok(Some(chunk)) => {
                 length += chunk.len();
                 chunks.push(chunk);
                 if length > WHOLE_ANSWER_BYTES_MAX {
-                    let (mut meter, mut first) = (StreamMeter::of_body(sending.watch), Vec::new());
+                    let (mut meter, mut first) = (StreamMeter::of_body(reading.watch), Vec::new());
                     chunks.into_iter().for_each(|chunk| meter.feed(chunk, &mut first));
                     return Ok(Committed::Opaque(Box::new(Streaming { connected, header, meter, first })));
                 }
@@ -355,12 +376,12 @@ async fn whole(
     }
     upstreams.release(connected).await;
     let body = if chunks.len() == 1 { chunks.swap_remove(0) } else { chunks.concat().into() };
-    match meter::whole(&sending.watch, &body) {
+    match meter::whole(&reading.watch, &body) {
         Ok((tally, text)) => match tally.error {
             // Some answer 200 with an error object: to the client that is a failure like any other.
             Some(ref error) if tally.usage.is_zero() => {
                 let answer = Answer { header, body, error: error.clone() };
-                Err(Broken::Failed(Box::new(Failed { what: What::ErrorFirstEvent, answer: Some(answer) })))
+                Err(Box::new(Failed { what: What::ErrorFirstEvent, answer: Some(answer) }))
             }
             _ => Ok(Committed::Whole(Box::new(Whole { header, body, tally, text }))),
         },

@@ -11,7 +11,7 @@ use super::race::{Raced, Serving, Try};
 use super::relay::{Relay, relay};
 use super::respond;
 use super::settle::{Ending, Exchanged, Settlement};
-use crate::engine::catalog::{BaseUrl, Provider, Retry, Target};
+use crate::engine::catalog::{Provider, Retry, Target};
 use crate::engine::health::InFlight;
 use crate::engine::limit::Standings;
 use crate::engine::meter::Watch;
@@ -20,21 +20,20 @@ use crate::engine::peek;
 use crate::engine::provider::spec;
 use crate::engine::refusal::{Refusal, UpstreamFailure};
 use crate::engine::route::{Attempt, Payer, Verdict};
-use crate::engine::tokens::{self, Family};
+use crate::engine::tokens::Family;
 use crate::store::ledger::End;
 use crate::store::secret::Secret;
 use crate::telemetry::clock;
 use crate::telemetry::metrics::Series;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
-use http::response::Parts;
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// Fields that weir adds to an answer at most.
-const OWN_HEADERS: usize = 16;
+pub const OWN_HEADERS: usize = 16;
 
 /// The headers that tell the client what happened.
 #[derive(Clone)]
@@ -122,7 +121,8 @@ impl Serving<'_> {
         let (standings, settlement, keeping, _place) = for_the_answer(self.admitted);
         settlement.refuse(End::Failed, status).await;
         drop(keeping);
-        let mut header = response_header(&answer.header, self.head, Some(told), &standings);
+        let mut header = answer.header;
+        weirs_own(self.head, Some(told), &standings, &mut header.headers);
         header.headers.insert(CONTENT_LENGTH, HeaderValue::from(answer.body.len()));
         respond::write(session, header, answer.body).await
     }
@@ -275,10 +275,10 @@ impl Answering<'_> {
 
     /// The account first, then the answer: its cost is a header, and its row must be there before its end is seen.
     async fn whole(self, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> bool {
-        let Whole { header: upstream, body, tally, text } = whole;
+        let Whole { mut header, body, tally, text } = whole;
         let settled = settlement.settle(Ending::Complete, Exchanged { tally, text }).await;
         drop(self.in_flight);
-        let mut header = response_header(&upstream, self.head, Some(&self.told), &self.standings);
+        weirs_own(self.head, Some(&self.told), &self.standings, &mut header.headers);
         header.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         if let Ok(cost) = HeaderValue::from_str(settled.cost.text().as_str()) {
             header.headers.insert(headers::X_COST_INCURRED, cost);
@@ -302,8 +302,10 @@ impl Answering<'_> {
         end_opened(session, self.head, &refusal).await
     }
 
-    async fn stream(mut self, session: &mut ServerSession, streaming: Box<Streaming>, settlement: Settlement) -> bool {
-        let mut header = response_header(&streaming.header, self.head, Some(&self.told), &self.standings);
+    async fn stream(mut self, session: &mut ServerSession, mut streaming: Box<Streaming>, settlement: Settlement) -> bool {
+        // Taken out: a stream has no use for it while it runs.
+        let mut header = std::mem::replace(&mut streaming.header, respond::header(200, 0));
+        weirs_own(self.head, Some(&self.told), &self.standings, &mut header.headers);
         // Framing is this hop's own: what the client gets may be shorter than what the upstream sends. HTTP/1.0 knows no chunks:
         // there the end of the connection is the end of the answer.
         if session.req_header().version == http::Version::HTTP_10 {
@@ -351,14 +353,6 @@ impl Drop for StreamGauge<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }
-}
-
-/// The client's header of an upstream answer.
-fn response_header(upstream: &ResponseHeader, head: &Head, told: Option<&Told>, standings: &Standings) -> Parts {
-    let mut header = respond::header(upstream.status.as_u16(), upstream.headers.len() + OWN_HEADERS);
-    headers::copy_response(&upstream.headers, &mut header.headers);
-    weirs_own(head, told, standings, &mut header.headers);
-    header
 }
 
 /// The header of a stream that is opened before anybody answers.

@@ -144,30 +144,39 @@ impl Drop for Active<'_> {
     }
 }
 
+/// Whom a limit belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// A key, by its id.
+    Key(Arc<str>),
+    /// An account in a tier.
+    InTier(Arc<str>, Arc<str>),
+}
+
 /// The rate limits of keys, accounts and tiers that have been used.
 #[derive(Debug, Default)]
 pub struct Limiters {
-    by_owner: papaya::HashMap<Arc<str>, (Limits, Arc<Limiter>)>,
+    by_owner: papaya::HashMap<Owner, (Limits, Arc<Limiter>)>,
 }
 
 impl Limiters {
     /// The limiter of `owner`, made or changed to `limits` as needed; `None` when nothing is limited.
-    pub fn of(&self, owner: &Arc<str>, limits: Limits) -> Option<Arc<Limiter>> {
+    pub fn of(&self, owner: Owner, limits: Limits) -> Option<Arc<Limiter>> {
         if limits == Limits::default() {
             return None;
         }
         let map = self.by_owner.pin();
-        if let Some((known, limiter)) = map.get(owner) {
+        if let Some((known, limiter)) = map.get(&owner) {
             if *known == limits {
                 return Some(limiter.clone());
             }
             // What was used stays used: the same limiter takes the new limits.
             limiter.change(limits);
             let limiter = limiter.clone();
-            map.insert(owner.clone(), (limits, limiter.clone()));
+            map.insert(owner, (limits, limiter.clone()));
             return Some(limiter);
         }
-        Some(map.get_or_insert(owner.clone(), (limits, Arc::new(Limiter::new(limits)))).1.clone())
+        Some(map.get_or_insert(owner, (limits, Arc::new(Limiter::new(limits)))).1.clone())
     }
 }
 

@@ -1,7 +1,7 @@
 //! From a request's head to an admitted request: who calls, what is asked, may it, can it be paid.
 
 use super::body::{self, BodyError, Share};
-use super::gateway::Gateway;
+use super::gateway::{Gateway, Owner};
 use super::idempotency::{self, Asked, Begun, Keeping, Kept};
 use super::queue::{Place, Weight};
 use super::settle::{Open, OpenRow, Settlement, Stage, Tariff};
@@ -424,11 +424,11 @@ fn standings(limiters: &[Arc<Limiter>], now_ms: u64) -> Standings {
 
 /// The limiters of key and tier; the tier's apply to each account.
 fn limiters(gateway: &Gateway, caller: &Caller) -> Vec<Arc<Limiter>> {
-    let key = gateway.limiters.of(&caller.key.id, caller.key.limits());
-    let tier = caller.tier.as_ref().and_then(|tier| {
-        let owner: Arc<str> = format!("{}\u{0}{}", caller.key.account_id, tier.name).into();
-        gateway.limiters.of(&owner, tier.limits)
-    });
+    let key = gateway.limiters.of(Owner::Key(caller.key.id.clone()), caller.key.limits());
+    let tier = caller
+        .tier
+        .as_ref()
+        .and_then(|tier| gateway.limiters.of(Owner::InTier(caller.key.account_id.clone(), tier.name.clone()), tier.limits));
     key.into_iter().chain(tier).collect()
 }
 

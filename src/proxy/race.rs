@@ -142,17 +142,15 @@ impl<'a> Serving<'a> {
         };
         let deadline = self.head.started + prepared.sending_to.timeouts.total;
         let (series, family) = (self.gateway.metrics.of_target(&attempt.target), prepared.watch.family);
-        let tried = Try { attempt, told, series, in_flight, key: prepared.key, family, asked_at: Instant::now(), deadline };
-        let sending = Sending {
-            provider: prepared.sending_to,
-            public_only: prepared.public_only,
-            header: prepared.header,
-            body: prepared.body,
-            watch: prepared.watch,
-            stream: self.admitted.peek.stream,
-            deadline,
-        };
-        (tried, sending)
+        let key = prepared.key.clone();
+        let tried = Try { attempt, told, series, in_flight, key, family, asked_at: Instant::now(), deadline };
+        (tried, Sending::of(prepared, deadline))
+    }
+
+    /// The same attempt once more, on another connection.
+    fn again(&self, session: &ServerSession, tried: &Try) -> Option<Sending> {
+        let prepared = exchange::prepare(self.gateway, session, self.head, &self.admitted, &tried.attempt).ok()?;
+        Some(Sending::of(prepared, tried.deadline))
     }
 
     /// Asks, beside it another one if it is late, until one commits or nobody is left.
@@ -180,6 +178,7 @@ impl<'a> Serving<'a> {
                 () = due(&mut hedge) => Step::Hedge,
                 () = due(&mut beat) => Step::Beat,
             };
+            let is_first = matches!(step, Step::First(_));
             let (ended, other, result) = match step {
                 Step::First(result) => (first.take(), second.as_ref().map(|(tried, _)| tried), result),
                 Step::Second(result) => (second.take().map(|(tried, _)| tried), first.as_ref(), result),
@@ -199,6 +198,18 @@ impl<'a> Serving<'a> {
             };
             // Only an attempt that is there can end.
             let Some(ended) = ended else { continue };
+            if matches!(&result, Err(failed) if failed.is_stale())
+                && let Some(sending) = self.again(session, &ended)
+            {
+                let asked = attempt::attempt(&gateway.upstreams, sending);
+                if is_first {
+                    asking.set(asked);
+                    first = Some(ended);
+                } else {
+                    second = Some((ended, Box::pin(asked)));
+                }
+                continue;
+            }
             match result {
                 Ok(committed) => return self.won(ended, other, committed),
                 Err(failed) => {
