@@ -91,6 +91,7 @@ fn target(provider: &Arc<Provider>, model: &Arc<str>) -> Target {
         provider: Arc::clone(provider),
         model: Arc::clone(model),
         upstream_model: Arc::clone(model),
+        family: weir::engine::tokens::family(model),
         priority: 50,
         weight: 1,
         price: TargetPrice::Free,
