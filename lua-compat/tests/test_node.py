@@ -159,7 +159,10 @@ class BesideANode(unittest.TestCase):
         [thread.join() for thread in threads]
         # Refused were at most those that new workers did not know yet.
         self.assertEqual([status for status in failed if status != 503], [])
-        until(lambda: (self.node.usage(key) or {}).get("complete") == len(served), f"{len(served)} rows", 30)
+        try:
+            until(lambda: (self.node.usage(key) or {}).get("complete") == len(served), f"{len(served)} rows", 30)
+        except AssertionError as error:
+            raise AssertionError(f"{error}, but there were {self.node.usage(key)}; {failed}") from error
         time.sleep(1.5)  # a delivery that comes twice has come by now
         self.assertEqual(self.node.usage(key)["complete"], len(served))
         for request_id in {served[20], served[-1], served[len(served) // 2]}:
