@@ -73,7 +73,10 @@ pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
             Err(refusal) => return Box::pin(serving.refuse(session, refusal)).await,
         };
         match Box::pin(serving.race(session, next, sending)).await {
-            Raced::Won(winner, committed) => return serving.answer(session, *winner, committed).await,
+            Raced::Won(winner, committed) => {
+                let (answering, settlement) = serving.answering(winner);
+                return answering.answer(session, committed, settlement).await;
+            }
             Raced::Gone(family) => {
                 Box::pin(cancel(serving.admitted.settlement, family)).await;
                 return false;
@@ -94,15 +97,15 @@ pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
     }
 }
 
-impl Serving<'_> {
-    /// Answers with what the winner sends.
-    async fn answer(self, session: &mut ServerSession, winner: Try, committed: Committed) -> bool {
+impl<'a> Serving<'a> {
+    /// What the answer needs of all this.
+    fn answering(self, winner: Box<Try>) -> (Box<Answering<'a>>, Settlement) {
         let Serving { gateway, head, admitted, opened, .. } = self;
-        let Try { attempt, told, series, in_flight, deadline, .. } = winner;
+        let Try { attempt, told, series, in_flight, deadline, .. } = *winner;
         let blame = Blame { gateway, attempt, retry: admitted.plan.retry() };
-        let (standings, settlement, keeping, _place) = for_the_answer(admitted);
-        let answering = Answering { gateway, head, told, standings, deadline, series, in_flight, opened, keeping, blame };
-        answering.answer(session, committed, settlement).await
+        let (standings, settlement, keeping, place) = for_the_answer(admitted);
+        let answering = Answering { gateway, head, told, standings, deadline, series, in_flight, opened, keeping, blame, _place: place };
+        (Box::new(answering), settlement)
     }
 
     /// Passes an upstream's refusal on as it came: the caller is to blame and should see why.
@@ -246,7 +249,7 @@ impl Blame<'_> {
     }
 }
 
-/// What answering needs.
+/// What answering needs. In a box: each step of an answer holds it.
 struct Answering<'a> {
     gateway: &'a Arc<Gateway>,
     head: &'a Head,
@@ -261,11 +264,12 @@ struct Answering<'a> {
     /// Keeps the answer to be given again.
     keeping: Option<Keeping>,
     blame: Blame<'a>,
+    _place: Place,
 }
 
 impl Answering<'_> {
     /// Returns whether the client's connection may be used again.
-    async fn answer(self, session: &mut ServerSession, committed: Committed, settlement: Settlement) -> bool {
+    async fn answer(self: Box<Self>, session: &mut ServerSession, committed: Committed, settlement: Settlement) -> bool {
         match committed {
             Committed::Whole(whole) if self.opened => Box::pin(self.not_streamed(session, *whole, settlement)).await,
             Committed::Whole(whole) => Box::pin(self.whole(session, *whole, settlement)).await,
@@ -274,7 +278,7 @@ impl Answering<'_> {
     }
 
     /// The account first, then the answer: its cost is a header, and its row must be there before its end is seen.
-    async fn whole(self, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> bool {
+    async fn whole(self: Box<Self>, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> bool {
         let Whole { mut header, body, tally, text } = whole;
         let settled = settlement.settle(Ending::Complete, Exchanged { tally, text }).await;
         drop(self.in_flight);
@@ -293,7 +297,7 @@ impl Answering<'_> {
     }
 
     /// A stream was opened for the client and the target answered without one: there is no place for that answer.
-    async fn not_streamed(self, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> bool {
+    async fn not_streamed(self: Box<Self>, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> bool {
         let Whole { tally, text, .. } = whole;
         self.blame.provider();
         settlement.settle(Ending::Failed, Exchanged { tally, text }).await;
@@ -302,7 +306,7 @@ impl Answering<'_> {
         end_opened(session, self.head, &refusal).await
     }
 
-    async fn stream(mut self, session: &mut ServerSession, mut streaming: Box<Streaming>, settlement: Settlement) -> bool {
+    async fn stream(mut self: Box<Self>, session: &mut ServerSession, mut streaming: Box<Streaming>, settlement: Settlement) -> bool {
         // Taken out: a stream has no use for it while it runs.
         let mut header = std::mem::replace(&mut streaming.header, respond::header(200, 0));
         weirs_own(self.head, Some(&self.told), &self.standings, &mut header.headers);
@@ -331,7 +335,7 @@ impl Answering<'_> {
         }
         self.gateway.metrics.streams_active.inc();
         let _active = StreamGauge(&self.gateway.metrics.streams_active);
-        let relaying = Relay {
+        let mut relaying = Relay {
             session,
             upstreams: &self.gateway.upstreams,
             provider: &self.told.target.provider,
@@ -343,7 +347,7 @@ impl Answering<'_> {
             blame: &self.blame,
         };
         let closes = relaying.session.req_header().version == http::Version::HTTP_10;
-        relay(relaying, streaming, settlement).await && !closes
+        relay(&mut relaying, streaming, settlement).await && !closes
     }
 }
 

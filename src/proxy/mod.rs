@@ -36,7 +36,6 @@ use crate::engine::dialect::{Dialect, Endpoint};
 use crate::engine::limit::Standings;
 use crate::engine::refusal::Refusal;
 use crate::store::ledger::{End, Outcome};
-use async_trait::async_trait;
 use body::Share;
 use bytes::Bytes;
 use gateway::Gateway;
@@ -44,6 +43,8 @@ use ingress::{Caller, Head, Stopped};
 use pingora_core::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,34 +68,47 @@ impl Proxy {
     }
 }
 
-#[async_trait]
 impl HttpServerApp for Proxy {
-    async fn process_new_http(self: &Arc<Self>, session: ServerSession, _shutdown: &ShutdownWatch) -> Option<ReusedHttpStream> {
-        // In a box: every step of a request would hold room for a copy otherwise, for as long as a stream runs.
-        let mut session = Box::new(session);
-        match session.read_request().await {
-            Ok(true) => {}
-            Ok(false) => return None,
-            Err(_) => {
-                // Not HTTP, or headers beyond the bounds: say so in HTTP, there is no dialect yet.
-                let _ = session.respond_error(400).await;
-                return None;
-            }
-        }
-        session.set_keepalive((!self.gateway.drain.is_closing()).then_some(CLIENT_IDLE_SECONDS));
-        session.set_pipelining_enabled(true);
-        // What is left of a body is read by `finish`, within bounds.
-        session.set_close_on_response_before_downstream_finish(false);
-        let reusable = {
-            let _active = self.gateway.drain.begin();
-            dispatch(&self.gateway, &mut session).await
-        };
-        finish(session, reusable).await
+    // What `async_trait` makes of it, but for the session's box: every step of a request would hold room for a copy otherwise, for
+    // as long as a stream runs.
+    fn process_new_http<'life0, 'life1, 'async_trait>(
+        self: &'life0 Arc<Self>,
+        session: ServerSession,
+        _shutdown: &'life1 ShutdownWatch,
+    ) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'async_trait>>
+    where
+        'life0: 'async_trait,
+        'life1: 'async_trait,
+        Self: 'async_trait,
+    {
+        Box::pin(converse(&self.gateway, Box::new(session)))
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {
         Some(&self.options)
     }
+}
+
+/// One request of a connection, from its head to its answer's end.
+async fn converse(gateway: &Arc<Gateway>, mut session: Box<ServerSession>) -> Option<ReusedHttpStream> {
+    match session.read_request().await {
+        Ok(true) => {}
+        Ok(false) => return None,
+        Err(_) => {
+            // Not HTTP, or headers beyond the bounds: say so in HTTP, there is no dialect yet.
+            let _ = Box::pin(session.respond_error(400)).await;
+            return None;
+        }
+    }
+    session.set_keepalive((!gateway.drain.is_closing()).then_some(CLIENT_IDLE_SECONDS));
+    session.set_pipelining_enabled(true);
+    // What is left of a body is read by `finish`, within bounds.
+    session.set_close_on_response_before_downstream_finish(false);
+    let reusable = {
+        let _active = gateway.drain.begin();
+        dispatch(gateway, &mut session).await
+    };
+    finish(session, reusable).await
 }
 
 /// Ends a request: the connection goes back for the next one if it can.
@@ -108,7 +122,8 @@ pub async fn finish(mut session: Box<ServerSession>, reusable: bool) -> Option<R
         Box::pin(session.drain_request_body()).await.ok()?;
     }
     let settings = HttpPersistentSettings::for_session(&session);
-    let stream = session.finish().await.ok()??;
+    // Boxed: larger than everything that a stream needs while it runs.
+    let stream = Box::pin(session.finish()).await.ok()??;
     Some(ReusedHttpStream::from_reusable_stream(stream, settings))
 }
 

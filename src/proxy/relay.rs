@@ -68,7 +68,7 @@ enum End {
 
 /// Passes a stream on and settles its account. Returns whether the client's connection may be used again.
 /// Dropped half way (shutdown, panic), the settlement closes the account as cancelled.
-pub async fn relay(mut relay: Relay<'_>, mut streaming: Box<Streaming>, mut settlement: Settlement) -> bool {
+pub async fn relay(relay: &mut Relay<'_>, mut streaming: Box<Streaming>, mut settlement: Settlement) -> bool {
     let Streaming { connected, meter, first, .. } = &mut *streaming;
     let mut joined = BytesMut::new();
     relay.session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
@@ -114,7 +114,7 @@ pub async fn relay(mut relay: Relay<'_>, mut streaming: Box<Streaming>, mut sett
             Err(_) => break End::Broken("the connection broke in the middle of its answer"),
         }
     };
-    Box::pin(finish(&mut relay, *streaming, joined, end, settlement)).await
+    Box::pin(finish(relay, *streaming, joined, end, settlement)).await
 }
 
 async fn finish(relay: &mut Relay<'_>, streaming: Streaming, mut joined: BytesMut, end: End, settlement: Settlement) -> bool {
