@@ -74,7 +74,7 @@ pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
         };
         match Box::pin(serving.race(session, next, sending)).await {
             Raced::Won(winner, committed) => {
-                let (answering, settlement) = serving.answering(winner);
+                let (answering, settlement) = serving.answering(*winner);
                 return answering.answer(session, committed, settlement).await;
             }
             Raced::Gone(family) => {
@@ -99,9 +99,9 @@ pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
 
 impl<'a> Serving<'a> {
     /// What the answer needs of all this.
-    fn answering(self, winner: Box<Try>) -> (Box<Answering<'a>>, Settlement) {
+    fn answering(self, winner: Try) -> (Box<Answering<'a>>, Settlement) {
         let Serving { gateway, head, admitted, opened, .. } = self;
-        let Try { attempt, told, series, in_flight, deadline, .. } = *winner;
+        let Try { attempt, told, series, in_flight, deadline, .. } = winner;
         let blame = Blame { gateway, attempt, retry: admitted.plan.retry() };
         let (standings, settlement, keeping, place) = for_the_answer(admitted);
         let answering = Answering { gateway, head, told, standings, deadline, series, in_flight, opened, keeping, blame, _place: place };
