@@ -170,16 +170,10 @@ impl Engine {
 
     /// 64 bits nobody can foresee: SipHash of a counter under a key the system drew.
     pub(crate) fn random(&self) -> u64 {
-        self.random_wide() as u64
-    }
-
-    /// The same in the low 64 bits, and above them bits that no other draw of this engine has.
-    pub(crate) fn random_wide(&self) -> u128 {
-        let drawn = self.inner.drawn.fetch_add(1, Relaxed);
         let mut hasher = self.inner.random.build_hasher();
-        hasher.write_u64(drawn);
+        hasher.write_u64(self.inner.drawn.fetch_add(1, Relaxed));
         hasher.write_u64(self.inner.salt.load(Relaxed));
-        (u128::from(drawn) << 64) | u128::from(hasher.finish())
+        hasher.finish()
     }
 
     pub(crate) fn remember(&self, digest: [u8; 32], caller: Remembered) {

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 /// Headers that a client usually sends: room is made for so many at once.
 const HEADERS_USUAL: usize = 16;
+/// ASCII's own character for one that could not be read.
+const SUBSTITUTE: char = '\u{1a}';
 /// A client's own request id is taken up to this length.
 const CLIENT_ID_BYTES_MAX: usize = 128;
 
@@ -165,12 +167,13 @@ impl Head {
     }
 }
 
-/// The text with every byte that is no UTF-8 replaced by `?`: lines and fields stay where they are.
+/// The text with every byte that is no UTF-8 replaced by a control character: lines and fields stay where they are, and what held
+/// such a byte is neither a known path nor an id that can be sent back.
 fn lossy(text: &[u8]) -> String {
     let mut whole = String::with_capacity(text.len());
     for part in text.utf8_chunks() {
         whole.push_str(part.valid());
-        part.invalid().iter().for_each(|_| whole.push('?'));
+        part.invalid().iter().for_each(|_| whole.push(SUBSTITUTE));
     }
     whole
 }
@@ -186,7 +189,9 @@ mod tests {
         );
         assert_eq!((head.path(), head.account(), head.tier(), head.observe), ("/v1/x", Some("acme"), None, true));
         assert_eq!(head.names().collect::<Vec<_>>(), ["x-power-level", "empty", "latin"]);
-        assert_eq!(["x-power-level", "empty", "latin", "none"].map(|name| head.value(name)), [Some("best"), None, Some("caf?"), None]);
+        assert_eq!(["x-power-level", "empty", "latin", "none"].map(|name| head.value(name)), [Some("best"), None, Some("caf\u{1a}"), None]);
+        let odd = Head::parse(b"/v1/models\xff/x?a\nx-request-id: caf\xe9");
+        assert_eq!((odd.path(), odd.client_id()), ("/v1/models\u{1a}/x", None));
         let answer = Head::parse_answer(b"Content-Type: text/event-stream; charset=utf-8\n:model: m");
         assert!(answer.is_stream() && answer.model() == Some("m") && answer.path().is_empty());
         assert_eq!(Head::parse(b"").path(), "");

@@ -153,7 +153,8 @@ impl Request {
         if peek.names_other_models && !head.observe {
             return Err(refused(&Refusal::OtherModels, endpoint.dialect()));
         }
-        let id = RequestId::new(started_ms, engine.random_wide()).text();
+        let random = (u128::from(engine.random()) << 64) | u128::from(engine.random());
+        let id = RequestId::new(started_ms, random).text();
         let observes = head.observe;
         let prompt_tokens = outbound::prompt_tokens(peek.model.as_deref().unwrap_or_default(), &peek);
         // Boxed: it is some thousand bytes, and goes through several hands.

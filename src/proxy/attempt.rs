@@ -138,7 +138,9 @@ impl Failed {
         match self.what {
             What::Connect => Outcome::Connect,
             What::Tls => Outcome::Tls,
-            What::Reset | What::Stale => Outcome::Reset,
+            // Made again, unless its key has gone meanwhile: then that is what is wrong, as when it is not there from the start.
+            What::Stale => Outcome::Status { code: 401, retry_after_ms: None, error_code: "", message: "" },
+            What::Reset => Outcome::Reset,
             What::Timeout(phase) => Outcome::Timeout(phase),
             What::Status { retry_after_ms } => Outcome::Status { code: status, retry_after_ms, error_code, message },
             What::ErrorFirstEvent => Outcome::ErrorFirstEvent { error_code, message },

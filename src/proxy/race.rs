@@ -147,9 +147,10 @@ impl<'a> Serving<'a> {
         (tried, Sending::of(prepared, deadline))
     }
 
-    /// The same attempt once more, on another connection.
-    fn again(&self, session: &ServerSession, tried: &Try) -> Option<Sending> {
+    /// The same attempt once more, on another connection. `None`: its key has gone meanwhile.
+    fn again(&self, session: &ServerSession, tried: &mut Try) -> Option<Sending> {
         let prepared = exchange::prepare(self.gateway, session, self.head, &self.admitted, &tried.attempt).ok()?;
+        tried.key.clone_from(&prepared.key);
         Some(Sending::of(prepared, tried.deadline))
     }
 
@@ -197,9 +198,9 @@ impl<'a> Serving<'a> {
                 }
             };
             // Only an attempt that is there can end.
-            let Some(ended) = ended else { continue };
+            let Some(mut ended) = ended else { continue };
             if matches!(&result, Err(failed) if failed.is_stale())
-                && let Some(sending) = self.again(session, &ended)
+                && let Some(sending) = self.again(session, &mut ended)
             {
                 let asked = attempt::attempt(&gateway.upstreams, sending);
                 if is_first {

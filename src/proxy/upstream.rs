@@ -10,15 +10,17 @@ use pingora_core::connectors::http::Connector;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::protocols::http::v1::client::HttpSession as Http1Session;
+use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::protocols::tls::CaType;
 use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use pingora_core::utils::tls::WrappedX509;
 use pingora_error::ErrorType;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A resolved name is used this long before it is looked up again behind the requests' backs.
@@ -49,8 +51,9 @@ pub enum ConnectError {
 
 /// Connections to every provider.
 pub struct Upstreams {
-    /// New connections, and HTTP/2.
-    connector: Connector,
+    /// New connections with TLS, and HTTP/2. Made with the first of them: it reads the system's authorities, which are megabytes to
+    /// hold and milliseconds to read, and plain HTTP needs none of it.
+    connector: OnceLock<Connector>,
     /// Idle HTTP/1 connections.
     pool: Pool,
     peers: papaya::HashMap<u64, Arc<Resolved>>,
@@ -86,8 +89,24 @@ pub struct Connected {
     index: usize,
 }
 
+/// A session and, over HTTP/1, what holds its writes back.
+type Session = (Box<HttpSession>, Option<Arc<AtomicBool>>);
+
+/// A connection without TLS, HTTP/1 always.
+async fn plain(address: SocketAddr, limit: Duration) -> Result<Stream, ConnectError> {
+    match tokio::time::timeout(limit, TcpStream::connect(address)).await {
+        Err(_) => Err(ConnectError::Timeout),
+        Ok(Err(_)) => Err(ConnectError::Connect),
+        Ok(Ok(stream)) => {
+            // Small writes are whole requests: none waits for another.
+            stream.set_nodelay(true).map_err(|_| ConnectError::Connect)?;
+            Ok(Box::new(L4Stream::from(stream)))
+        }
+    }
+}
+
 /// An HTTP/1 session whose writes can be held together. A connection from the pool is of that kind already.
-fn together(stream: Stream, peer: &HttpPeer) -> (Box<HttpSession>, Option<Arc<AtomicBool>>) {
+fn together(stream: Stream, peer: &HttpPeer) -> Session {
     let known = (*stream).as_any().downcast_ref::<Together>().map(Together::holds);
     let (stream, holds): (Stream, _) = match known {
         Some(holds) => (stream, holds),
@@ -104,7 +123,7 @@ impl Upstreams {
     /// Nothing is connected yet.
     pub fn new() -> Upstreams {
         Upstreams {
-            connector: Connector::new(Some(ConnectorOptions::new(pool::CONNECTIONS_MAX))),
+            connector: OnceLock::new(),
             pool: Pool::default(),
             peers: papaya::HashMap::new(),
             hasher: std::hash::RandomState::new(),
@@ -130,20 +149,16 @@ impl Upstreams {
                 return Ok(Connected { session, reused: true, sent_whole: true, holds, resolved, index });
             }
             // Boxed: rare, and large with its handshakes.
-            match Box::pin(self.connector.get_http_session(peer)).await {
-                Ok((session, reused)) => {
-                    let (session, holds) = match session {
-                        HttpSession::H1(session) => together(session.into_inner(), peer),
-                        session => (Box::new(session), None),
-                    };
+            let connected = match peer._address.as_inet().filter(|_| !provider.base.tls) {
+                Some(address) => plain(*address, provider.timeouts.connect).await.map(|stream| (together(stream, peer), false)),
+                None => Box::pin(self.secure(peer)).await,
+            };
+            match connected {
+                Ok(((session, holds), reused)) => {
                     return Ok(Connected { session, reused, sent_whole: true, holds, resolved, index });
                 }
                 Err(error) => {
-                    failure = match error.etype() {
-                        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => ConnectError::Timeout,
-                        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => ConnectError::Tls,
-                        _ => ConnectError::Connect,
-                    };
+                    failure = error;
                     // The next request begins with the next address.
                     resolved.next.store((index + 1) % count, Relaxed);
                 }
@@ -152,8 +167,31 @@ impl Upstreams {
         Err(failure)
     }
 
+    /// A connection with TLS. Returns whether it was used before (HTTP/2).
+    async fn secure(self: &Arc<Self>, peer: &HttpPeer) -> Result<(Session, bool), ConnectError> {
+        let (session, reused) = self.connector().await.get_http_session(peer).await.map_err(|error| match error.etype() {
+            ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => ConnectError::Timeout,
+            ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => ConnectError::Tls,
+            _ => ConnectError::Connect,
+        })?;
+        Ok(match session {
+            HttpSession::H1(session) => (together(session.into_inner(), peer), reused),
+            session => ((Box::new(session), None), reused),
+        })
+    }
+
+    async fn connector(self: &Arc<Self>) -> &Connector {
+        let make = || Connector::new(Some(ConnectorOptions::new(pool::CONNECTIONS_MAX)));
+        if self.connector.get().is_none() {
+            let this = self.clone();
+            // Reading files is nothing for a worker that has streams to serve. Should that thread be no more, it is made here.
+            let _ = tokio::task::spawn_blocking(move || _ = this.connector.get_or_init(make)).await;
+        }
+        self.connector.get_or_init(make)
+    }
+
     /// Gives a connection whose answer was read to its end back to the pool.
-    pub async fn release(&self, connected: Connected) {
+    pub async fn release(self: &Arc<Self>, connected: Connected) {
         let (peer, place) = &connected.resolved.peers[connected.index];
         match *connected.session {
             // Dropped, it is closed.
@@ -164,7 +202,7 @@ impl Upstreams {
                     self.pool.put(*place, stream);
                 }
             }
-            session => Box::pin(self.connector.release_http_session(session, peer, Some(pool::IDLE_MAX))).await,
+            session => Box::pin(self.connector().await.release_http_session(session, peer, Some(pool::IDLE_MAX))).await,
         }
     }
 

@@ -150,6 +150,35 @@ def test_an_idle_connection_that_the_provider_closed_is_no_failure(one):
     assert one.weir.metrics().sum("weir_attempts_total", provider="openai", outcome="target_failed") == 0
 
 
+def test_a_connection_that_closes_as_it_is_used_again_is_no_failure(one):
+    """The provider has read the request by then, and closes without a word: on a connection that was idle that is a crossing."""
+    for streams in (False, True):
+        assert one.weir.chat(stream=streams).read()
+        one.openai.queue(Reply(raw=[]))
+        before = len(one.openai.seen)
+        answer = one.weir.chat(stream=streams)
+        assert (answer.status, answer.header("x-weir-attempts")) == (200, "1") and answer.read()
+        assert len(one.openai.seen) == before + 2 and one.openai.seen[-1].body == one.openai.seen[-2].body
+        assert one.openai.seen[-1].headers == one.openai.seen[-2].headers
+        assert one.weir.row_of(answer)["requests"] == 1
+    assert one.weir.metrics().sum("weir_attempts_total", provider="openai", outcome="target_failed") == 0
+
+
+def test_the_same_beside_another_attempt(world):
+    first = world.provider("first", extra="priority = 1\n")
+    second = world.provider("second", extra="priority = 2\n")
+    weir = world.model("m", "first", "second", extra="hedge = true\n").model("n", "second").start()
+    for _ in range(10):
+        weir.chat().read()
+    assert weir.chat("n").read()
+    first.queue(Reply(before=[Stall()]))
+    second.queue(Reply(raw=[]))
+    answer = weir.chat()
+    assert (answer.status, answer.header("x-provider-used"), answer.header("x-weir-attempts")) == (200, "second", "2") and answer.read()
+    assert len(second.seen) == 3
+    assert weir.metrics().sum("weir_attempts_total", provider="second", outcome="target_failed") == 0
+
+
 def test_cooldown_probe_and_recovery(world):
     """After a failure nothing for the cooldown, then one probe at a time, then everything again."""
     first = world.provider("first", extra="priority = 1\n")

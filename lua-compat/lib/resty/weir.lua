@@ -3,7 +3,7 @@
 --   local weir = require "resty.weir"
 --   local engine = assert(weir.open{ routing = "/etc/weir/routing.toml", prices = "/etc/weir/prices.toml" })
 --   local request, step = engine:begin{ path = "/v1/chat/completions", headers = headers, body = body }
---   step.kind                  "admit" | "try" | "refuse" | "pass"
+--   step.kind                  "admit" | "try" | "refuse" | "pass"; step.remove and answer.remove are shared between requests: read only
 --   request:admitted(status, body) -> step     request:next{ status =, from_upstream =, last =, error =, retry_after_ms = } -> step
 --   request:hosts()            the host of each attempt that may still follow
 --   request:body()             the body of the attempt
@@ -160,12 +160,12 @@ end
 -- Attempts at one target differ in a few fields, and one client's requests hardly in the headers that stay here. What is the same is
 -- taken apart once and shared: nobody may change these tables.
 local KEPT_MAX, KEPT_BYTES_MAX = 1000, 1024
-local kept, kept_count = {}, 0
+local targets, names = { count = 0, by_block = {} }, { count = 0, by_block = {} }
 
-local function keep(block, parsed)
+local function keep(cache, block, parsed)
   if #block > KEPT_BYTES_MAX then return parsed end
-  if kept_count >= KEPT_MAX then kept, kept_count = {}, 0 end
-  kept[block], kept_count = parsed, kept_count + 1
+  if cache.count >= KEPT_MAX then cache.by_block, cache.count = {}, 0 end
+  cache.by_block[block], cache.count = parsed, cache.count + 1
   return parsed
 end
 
@@ -180,7 +180,7 @@ local function parse_target(block)
   target.connect_ms, at = number_at(block, at)
   target.first_event_ms, at = number_at(block, at)
   target.between_events_ms = number_at(block, at)
-  return keep(block, target)
+  return keep(targets, block, target)
 end
 
 --- The bytes that a line with their number announces.
@@ -201,12 +201,12 @@ local function parse_try(text, at)
   block, at = block_at(text, at)
   removed, at = block_at(text, at)
   count, at = number_at(text, at)
-  local target = kept[block] or parse_target(block)
+  local target = targets.by_block[block] or parse_target(block)
   return {
     kind = "try", request_id = request_id, uri = uri, attempt = attempt, own_key = own_key == "true", was_fallback = was_fallback == "true",
     body_bytes = body_bytes, provider = target.provider, model = target.model, scheme = target.scheme, authority = target.authority,
     host = target.host, port = target.port, connect_ms = target.connect_ms, first_event_ms = target.first_event_ms,
-    between_events_ms = target.between_events_ms, remove = kept[removed] or keep(removed, names_in(removed)),
+    between_events_ms = target.between_events_ms, remove = names.by_block[removed] or keep(names, removed, names_in(removed)),
     set = pairs_at(text, at, count),
   }
 end
@@ -285,7 +285,10 @@ local function head_of(first, own, headers)
       end
     end
   end
-  return concat(pieces, "", 1, at - 1)
+  local head = concat(pieces, "", 1, at - 1)
+  -- Nothing of a client's stays reachable from here.
+  for index = 1, at - 1 do pieces[index] = nil end
+  return head
 end
 
 function Request:answer(status, headers, seen)
@@ -296,7 +299,7 @@ function Request:answer(status, headers, seen)
   strips, at = line_at(text, 1)
   removed, at = block_at(text, at)
   count, at = number_at(text, at)
-  return { strips = strips == "1", remove = kept[removed] or keep(removed, names_in(removed)), set = pairs_at(text, at, count) }
+  return { strips = strips == "1", remove = names.by_block[removed] or keep(names, removed, names_in(removed)), set = pairs_at(text, at, count) }
 end
 
 function Request:feed(chunk, last)

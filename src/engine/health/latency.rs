@@ -40,8 +40,8 @@ impl Latency {
             self.sorted_at.store(0, Relaxed);
         }
         let at = self.recorded.fetch_add(1, Relaxed);
-        // More than an hour does not fit and does not matter.
-        samples[at as usize % WINDOW].store(u32::try_from(first_event_us).unwrap_or(u32::MAX), Relaxed);
+        // More than an hour does not fit and does not matter. Nothing takes no time: zero is a place not written yet.
+        samples[at as usize % WINDOW].store(u32::try_from(first_event_us).unwrap_or(u32::MAX).max(1), Relaxed);
         if at == u32::MAX {
             self.recorded.store(WINDOW as u32, Relaxed);
             self.sorted_at.store(0, Relaxed);
@@ -65,10 +65,14 @@ impl Latency {
             return self.percentiles.load(Relaxed);
         };
         let mut sorted = [0u32; WINDOW];
-        for (copy, sample) in sorted.iter_mut().zip(samples.iter()) {
-            *copy = sample.load(Relaxed);
+        let mut known = 0;
+        for sample in samples.iter().take(recorded as usize).map(|sample| sample.load(Relaxed)).filter(|sample| *sample != 0) {
+            sorted[known] = sample;
+            known += 1;
         }
-        let known = (recorded as usize).clamp(1, WINDOW);
+        if known == 0 {
+            return self.percentiles.load(Relaxed);
+        }
         let sorted = &mut sorted[..known];
         sorted.sort_unstable();
         // The 95th percentile: the smallest value that at least 95 % do not exceed.

@@ -1,4 +1,4 @@
-//! The edits: slices of the original body and small inserts, in the order of their places.
+//! The edits: a short body is copied with them into one piece; a long one is cut into slices with small inserts between them.
 
 use super::read::include_usage;
 use super::{Edits, Peek};
