@@ -160,9 +160,12 @@ end
 -- Attempts at one target differ in a few fields, and one client's requests hardly in the headers that stay here. What is the same is
 -- taken apart once and shared: nobody may change these tables.
 local KEPT_MAX, KEPT_BYTES_MAX = 1000, 1024
-local targets, names = { count = 0, by_block = {} }, { count = 0, by_block = {} }
 
-local function keep(cache, block, parsed)
+--- `cache`: what takes a block apart, and the blocks that it has.
+local function shared(cache, block)
+  local parsed = cache.by_block[block]
+  if parsed then return parsed end
+  parsed = cache.parse(block)
   if #block > KEPT_BYTES_MAX then return parsed end
   if cache.count >= KEPT_MAX then cache.by_block, cache.count = {}, 0 end
   cache.by_block[block], cache.count = parsed, cache.count + 1
@@ -180,8 +183,11 @@ local function parse_target(block)
   target.connect_ms, at = number_at(block, at)
   target.first_event_ms, at = number_at(block, at)
   target.between_events_ms = number_at(block, at)
-  return keep(targets, block, target)
+  return target
 end
+
+local targets = { parse = parse_target, by_block = {}, count = 0 }
+local names = { parse = names_in, by_block = {}, count = 0 }
 
 --- The bytes that a line with their number announces.
 local function block_at(text, at)
@@ -201,12 +207,12 @@ local function parse_try(text, at)
   block, at = block_at(text, at)
   removed, at = block_at(text, at)
   count, at = number_at(text, at)
-  local target = targets.by_block[block] or parse_target(block)
+  local target = shared(targets, block)
   return {
     kind = "try", request_id = request_id, uri = uri, attempt = attempt, own_key = own_key == "true", was_fallback = was_fallback == "true",
     body_bytes = body_bytes, provider = target.provider, model = target.model, scheme = target.scheme, authority = target.authority,
     host = target.host, port = target.port, connect_ms = target.connect_ms, first_event_ms = target.first_event_ms,
-    between_events_ms = target.between_events_ms, remove = names.by_block[removed] or keep(names, removed, names_in(removed)),
+    between_events_ms = target.between_events_ms, remove = shared(names, removed),
     set = pairs_at(text, at, count),
   }
 end
@@ -299,7 +305,7 @@ function Request:answer(status, headers, seen)
   strips, at = line_at(text, 1)
   removed, at = block_at(text, at)
   count, at = number_at(text, at)
-  return { strips = strips == "1", remove = names.by_block[removed] or keep(names, removed, names_in(removed)), set = pairs_at(text, at, count) }
+  return { strips = strips == "1", remove = shared(names, removed), set = pairs_at(text, at, count) }
 end
 
 function Request:feed(chunk, last)

@@ -38,6 +38,32 @@ local USAGE = 'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens
 local DONE = "data: [DONE]\n\n"
 
 describe("resty.weir", function()
+  it("takes a step apart the same before and beyond what it keeps of them", function()
+    local engine = assert(open())
+    -- More lists of names than are kept, the first of them again at the end, and one that is too long to be.
+    for index = 1, 1102 do
+      local name = "x-" .. (index == 1102 and 1 or index)
+      local request, step = ask(engine, { headers = { connection = name, [name] = "1" } })
+      local removed = table.concat(step.remove, " ")
+      assert.matches(" " .. name .. " ", " " .. removed .. " ", 1, true)
+      assert.equal(5, #step.remove, removed)
+      request:free()
+    end
+    local names, headers = {}, {}
+    for index = 1, 100 do
+      names[index] = ("x-%020d"):format(index)
+      headers[names[index]] = "1"
+    end
+    headers.connection = table.concat(names, ",")
+    for _ = 1, 2 do
+      local request, step = ask(engine, { headers = headers })
+      assert.equal(104, #step.remove)
+      assert.equal("one", step.provider)
+      request:free()
+    end
+    engine:close()
+  end)
+
   it("tells what is wrong with settings and files", function()
     local engine, why = open { routing = "/nowhere/routing.toml" }
     assert.is_nil(engine)
