@@ -142,11 +142,6 @@ impl Head {
         Some(&self.text[field.value.clone()]).filter(|value| !value.is_empty())
     }
 
-    /// Whether a `Connection` header's value says that this field goes no further than this hop (RFC 9110, 7.6.1).
-    pub fn nominates(connection: &str, name: &str) -> bool {
-        connection.split(',').any(|nominated| nominated.trim().eq_ignore_ascii_case(name))
-    }
-
     /// What the client calls the request, where it can be sent back as it came.
     pub fn client_id(&self) -> Option<&str> {
         self.value("x-request-id").filter(|id| id.len() <= CLIENT_ID_BYTES_MAX && id.bytes().all(|byte| byte.is_ascii_graphic()))

@@ -88,6 +88,11 @@ pub fn crosses_down(name: &str) -> bool {
     !(is_denied_down(name) || RESPONSE_DENIED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
 }
 
+/// Whether a `Connection` header's value says that this field goes no further than this hop (RFC 9110, 7.6.1).
+pub fn nominates(connection: &str, name: &str) -> bool {
+    connection.split(',').any(|nominated| nominated.trim().eq_ignore_ascii_case(name))
+}
+
 /// Tokens of the prompt, without tokenizing: deliberately cautious (see [`tokens::estimate`]).
 pub fn prompt_tokens(model: &str, peek: &Peek) -> u64 {
     tokens::estimate(tokens::family(model), peek.text_bytes as usize)
@@ -111,6 +116,12 @@ pub fn edits<'a>(endpoint: Endpoint, peek: &Peek, row: &Spec, attempt: &'a Attem
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nominated_fields_stay_here() {
+        assert!(nominates("close, X-Foo", "x-foo"));
+        assert!(!nominates("close, X-Foo", "x-bar"));
+    }
 
     #[test]
     fn credentials_stay_here_and_an_own_organisation_goes_with_an_own_key() {

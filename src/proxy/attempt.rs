@@ -3,9 +3,8 @@
 //! An attempt commits with its first event (a stream) or its last byte (a whole answer), not with its headers: until then
 //! another target can take over and the client never knows.
 
-use super::exchange::{OWN_HEADERS, Prepared};
+use super::headers;
 use super::upstream::{ConnectError, Connected, Upstreams};
-use super::{headers, respond};
 use crate::engine::catalog::{OnDisconnect, Provider, Timeouts};
 use crate::engine::dialect;
 use crate::engine::meter::{self, StreamMeter, Tally, UpstreamError, Watch};
@@ -42,14 +41,6 @@ pub struct Sending {
     pub watch: Watch,
     /// When the exchange as a whole must be over.
     pub deadline: Instant,
-}
-
-impl Sending {
-    /// What was prepared, to be over by then.
-    pub fn of(prepared: Prepared, deadline: Instant) -> Sending {
-        let Prepared { sending_to: provider, public_only, header, body, watch, .. } = prepared;
-        Sending { provider, public_only, header, body, watch, deadline }
-    }
 }
 
 /// A target that answers.
@@ -236,7 +227,7 @@ async fn exchange(upstreams: &Arc<Upstreams>, mut connected: Connected, sending:
         }
     }
     let Some(upstream) = session.response_header() else { return Err(What::Reset.into()) };
-    let header = passing(upstream);
+    let header = headers::passing(upstream);
     let reading = Reading { watch, timeouts, deadline };
     if !upstream.status.is_success() {
         let retry_after_ms = retry_after_ms(upstream, crate::telemetry::clock::now_ms());
@@ -256,13 +247,6 @@ struct Reading {
     watch: Watch,
     timeouts: Timeouts,
     deadline: Instant,
-}
-
-/// What of an upstream's header goes to the client, with room for weir's own fields.
-fn passing(upstream: &ResponseHeader) -> Parts {
-    let mut header = respond::header(upstream.status.as_u16(), upstream.headers.len() + OWN_HEADERS);
-    headers::copy_response(&upstream.headers, &mut header.headers);
-    header
 }
 
 /// Whether an answer is passed on as it comes: it is neither JSON nor events, or too large to hold.

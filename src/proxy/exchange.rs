@@ -1,9 +1,9 @@
 //! The one loop: attempts by the plan until one commits, then its answer to the client, then the account.
 
-use super::attempt::{self, Committed, Failed, Streaming, Whole};
+use super::attempt::{self, Committed, Failed, Sending, Streaming, Whole};
 use super::denied;
 use super::gateway::Gateway;
-use super::headers::{self, Outbound};
+use super::headers::{self, OWN_HEADERS, Outbound};
 use super::idempotency::Keeping;
 use super::ingress::{Admitted, Head};
 use super::queue::Place;
@@ -32,9 +32,6 @@ use pingora_http::ResponseHeader;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Fields that weir adds to an answer at most.
-pub const OWN_HEADERS: usize = 16;
-
 /// The headers that tell the client what happened.
 #[derive(Clone)]
 pub struct Told {
@@ -50,17 +47,9 @@ pub struct Told {
 
 /// An attempt that is prepared: everything but the connection.
 pub struct Prepared {
-    /// The provider, with the caller's own base URL where its key has one.
-    pub sending_to: Arc<Provider>,
-    /// That base URL is the caller's: only public addresses.
-    pub public_only: bool,
-    /// The request header, credentials in place.
-    pub header: Box<pingora_http::RequestHeader>,
-    /// The body in order.
-    pub body: Vec<Bytes>,
-    /// How to read the answer.
-    pub watch: Watch,
-    /// The key in the header.
+    /// What it sends.
+    pub sending: Sending,
+    /// The key in its header.
     pub key: Option<Arc<Secret>>,
 }
 
@@ -218,7 +207,8 @@ pub fn prepare(
     })
     .ok_or_else(|| Refusal::NoPayer { model: target.model.as_ref().into() })?;
     let watch = Watch { endpoint: head.endpoint, kind: provider.kind, family: target.family, strip_usage: edits.include_usage };
-    Ok(Prepared { sending_to: provider, public_only, header, body, watch, key })
+    let deadline = head.started + provider.timeouts.total;
+    Ok(Prepared { sending: Sending { provider, public_only, header, body, watch, deadline }, key })
 }
 
 /// An own key that was removed between the plan and the attempt.

@@ -1,9 +1,14 @@
 //! Which headers cross: a deny list for credentials, hop-by-hop fields and what is weir's own; everything else passes.
 
-use crate::engine::outbound::{crosses_down, crosses_up};
+use super::respond;
+use crate::engine::outbound::{crosses_down, crosses_up, nominates};
 use crate::engine::provider::{Auth, Spec};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use pingora_http::RequestHeader;
+use http::response::Parts;
+use pingora_http::{RequestHeader, ResponseHeader};
+
+/// Fields that weir adds to an answer at most.
+pub const OWN_HEADERS: usize = 16;
 
 /// The request's id: the caller's if it sent one, else weir's.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -21,13 +26,6 @@ pub const X_WAS_FALLBACK: HeaderName = HeaderName::from_static("x-was-fallback")
 pub const X_WEIR_ATTEMPTS: HeaderName = HeaderName::from_static("x-weir-attempts");
 /// US dollars, decimal; whole answers only.
 pub const X_COST_INCURRED: HeaderName = HeaderName::from_static("x-cost-incurred");
-
-/// The fields that a `Connection` header names, which go no further than this hop.
-fn is_nominated(connection: Option<&HeaderValue>, name: &str) -> bool {
-    connection
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.split(',').any(|nominated| nominated.trim().eq_ignore_ascii_case(name)))
-}
 
 /// What an upstream request is made of.
 pub struct Outbound<'a> {
@@ -78,16 +76,18 @@ pub fn outbound(out: &Outbound<'_>) -> Option<Box<RequestHeader>> {
     Some(Box::new(parts.into()))
 }
 
-/// Copies what may pass of an upstream's response headers.
-pub fn copy_response(upstream: &HeaderMap, to: &mut HeaderMap) {
-    copy(upstream, to, crosses_down);
+/// What of an upstream's header goes to the client, with room for weir's own fields.
+pub fn passing(upstream: &ResponseHeader) -> Parts {
+    let mut header = respond::header(upstream.status.as_u16(), upstream.headers.len() + OWN_HEADERS);
+    copy(&upstream.headers, &mut header.headers, crosses_down);
+    header
 }
 
 fn copy(from: &HeaderMap, to: &mut HeaderMap, crosses: impl Fn(&str) -> bool) {
-    let connection = from.get(header::CONNECTION);
+    let connection = from.get(header::CONNECTION).and_then(|value| value.to_str().ok());
     for (name, value) in from {
         let text = name.as_str();
-        if crosses(text) && !(connection.is_some() && is_nominated(connection, text)) {
+        if crosses(text) && !connection.is_some_and(|connection| nominates(connection, text)) {
             // As many as came in, of which Pingora takes 256: far below the map's bound, beyond which the rest stays behind.
             let _ = to.try_append(name, value.clone());
         }
@@ -99,22 +99,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nominated_fields_stay_here() {
-        let value = HeaderValue::from_static("close, X-Foo");
-        assert!(is_nominated(Some(&value), "x-foo"));
-        assert!(!is_nominated(Some(&value), "x-bar"));
-    }
-
-    #[test]
     fn organisation_cookies_and_rate_limits_of_the_provider_are_dropped() {
-        let mut upstream = HeaderMap::new();
+        let (mut upstream, ()) = http::Response::new(()).into_parts();
         for (name, value) in
             [("openai-organization", "acme"), ("set-cookie", "a=b"), ("x-ratelimit-limit-requests", "1"), ("openai-version", "x")]
         {
-            upstream.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+            upstream.headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let mut to = HeaderMap::new();
-        copy_response(&upstream, &mut to);
+        let to = passing(&upstream.into()).headers;
         assert_eq!(to.len(), 1);
         assert!(to.contains_key("openai-version"));
     }

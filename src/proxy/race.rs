@@ -140,18 +140,17 @@ impl<'a> Serving<'a> {
             was_fallback: attempt.is_fallback || attempts > 1 || self.passed_over,
             attempts,
         };
-        let deadline = self.head.started + prepared.sending_to.timeouts.total;
-        let (series, family) = (self.gateway.metrics.of_target(&attempt.target), prepared.watch.family);
-        let key = prepared.key.clone();
+        let Prepared { sending, key } = prepared;
+        let (series, family, deadline) = (self.gateway.metrics.of_target(&attempt.target), sending.watch.family, sending.deadline);
         let tried = Try { attempt, told, series, in_flight, key, family, asked_at: Instant::now(), deadline };
-        (tried, Sending::of(prepared, deadline))
+        (tried, sending)
     }
 
     /// The same attempt once more, on another connection. `None`: its key has gone meanwhile.
     fn again(&self, session: &ServerSession, tried: &mut Try) -> Option<Sending> {
         let prepared = exchange::prepare(self.gateway, session, self.head, &self.admitted, &tried.attempt).ok()?;
-        tried.key.clone_from(&prepared.key);
-        Some(Sending::of(prepared, tried.deadline))
+        tried.key = prepared.key;
+        Some(prepared.sending)
     }
 
     /// Asks, beside it another one if it is late, until one commits or nobody is left.

@@ -48,7 +48,7 @@ impl Request {
         packed::number(out, u64::from(strips));
         let nominated = head.value("connection");
         let stays = |name: &&str| {
-            (!outbound::crosses_down(name) || nominated.is_some_and(|by| Head::nominates(by, name))) && !FRAMING.contains(name)
+            (!outbound::crosses_down(name) || nominated.is_some_and(|by| outbound::nominates(by, name))) && !FRAMING.contains(name)
         };
         let mut block = packed::Block::new(out);
         head.names().filter(stays).for_each(|name| block.line(name));

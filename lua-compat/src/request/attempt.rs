@@ -3,7 +3,7 @@
 use super::{Current, FRAMING, Request};
 use crate::admission::Payment;
 use crate::engine::now_ms;
-use crate::head::{Fixed, Head};
+use crate::head::Fixed;
 use crate::packed::{self, Step};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -177,7 +177,7 @@ impl Request {
     fn write_removed(&self, current: &Current, out: &mut String) {
         let nominated = self.head.value("connection");
         let stays = |name: &&str| {
-            (!outbound::crosses_up(name, current.own_key) || nominated.is_some_and(|by| Head::nominates(by, name)))
+            (!outbound::crosses_up(name, current.own_key) || nominated.is_some_and(|by| outbound::nominates(by, name)))
                 && !FRAMING.contains(name)
         };
         let mut block = packed::Block::new(out);
