@@ -96,20 +96,30 @@ pub async fn read(session: &mut ServerSession, max_body: u64, budget: &Arc<InFli
     }
     session.set_read_timeout(Some(BODY_IDLE_TIMEOUT));
     let started = Instant::now();
-    let mut body = BytesMut::with_capacity(declared.map_or(CHUNKED_START_BYTES, |length| length as usize));
+    // Most bodies are short and come in one chunk, which is not copied again.
+    let (mut first, mut body) = (Bytes::new(), BytesMut::new());
     loop {
         match session.read_request_body().await {
             Ok(Some(chunk)) => {
-                let length = (body.len() + chunk.len()) as u64;
+                let length = (first.len() + body.len() + chunk.len()) as u64;
                 if length > max_body {
                     return Err(BodyError::TooLarge);
                 }
                 share.grow_to(length)?;
+                if length == chunk.len() as u64 {
+                    first = chunk;
+                    continue;
+                }
+                if !first.is_empty() {
+                    body.reserve(declared.map_or(CHUNKED_START_BYTES, |length| length as usize));
+                    body.extend_from_slice(&std::mem::take(&mut first));
+                }
                 body.extend_from_slice(&chunk);
                 if started.elapsed() > BODY_TOTAL_TIMEOUT {
                     return Err(BodyError::TooSlow);
                 }
             }
+            Ok(None) if body.is_empty() => return Ok((first, share)),
             Ok(None) => return Ok((body.freeze(), share)),
             Err(error) if *error.etype() == ErrorType::ReadTimedout => return Err(BodyError::TooSlow),
             Err(_) => return Err(BodyError::Gone),
