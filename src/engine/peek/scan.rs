@@ -166,10 +166,12 @@ impl<'a> Scanner<'a> {
         // Of bytes behind the string too: then UTF-8 is checked without need.
         let mut is_beyond_ascii = false;
         let (mut carried, mut plain) = (0, 0);
+        // Blocks with escapes come one after another: behind one, the next is not asked whether it has any.
+        let mut may_be_plain = true;
         loop {
             let block = Block::of(&self.body[self.at..]);
             is_beyond_ascii |= block.is_beyond_ascii();
-            if carried == 0 && block.is_plain() {
+            if may_be_plain && carried == 0 && block.is_plain() {
                 self.at += BLOCK_BYTES;
                 plain += 1;
                 if plain == LONG_RUN_BLOCKS {
@@ -180,6 +182,7 @@ impl<'a> Scanner<'a> {
             }
             plain = 0;
             let (quotes, backslashes) = (block.equal(b'"'), block.equal(b'\\'));
+            may_be_plain = backslashes == 0;
             let escaped = escaped(backslashes, &mut carried);
             // What ends a run. Behind the body there are zeros.
             let ends = quotes & !escaped | block.below(b' ');
