@@ -77,12 +77,16 @@ const FAMILIES: &[(&str, Family)] = &[
 ///
 /// Total: a name that says nothing is `o200k_base` without a correction.
 pub fn family(model: &str) -> Family {
-    let name = model.rsplit('/').next().unwrap_or(model).as_bytes();
-    if let Some(rest) = words(name).find_map(|rest| after(rest, "claude")) {
-        return if is_newer_claude(rest) { CLAUDE_NEWER } else { CLAUDE };
+    let model = model.as_bytes();
+    let name = &model[model.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1)..];
+    let mut first = FAMILIES.len();
+    for word in words(name) {
+        if let Some(rest) = after(word, "claude") {
+            return if is_newer_claude(rest) { CLAUDE_NEWER } else { CLAUDE };
+        }
+        first = FAMILIES[..first].iter().position(|(known, _)| after(word, known).is_some()).unwrap_or(first);
     }
-    let named = words(name).filter_map(|rest| FAMILIES.iter().position(|(word, _)| after(rest, word).is_some()));
-    named.min().map_or(O200K, |first| FAMILIES[first].1)
+    FAMILIES.get(first).map_or(O200K, |(_, family)| *family)
 }
 
 /// How many tokens a text of `text_bytes` bytes of UTF-8 may come to, without looking at it: for an allowance that is set aside first and
