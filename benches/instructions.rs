@@ -109,13 +109,10 @@ fn peek_form(size: usize) -> Box<dyn FnMut()> {
 fn edit_json(body: String) -> Box<dyn FnMut()> {
     let body = Bytes::from(body);
     let read = peek::json(Endpoint::ChatCompletions, &body).expect("a good body");
-    let mut out = Vec::with_capacity(16);
     Box::new(move || {
-        out.clear();
         let edits =
             Edits { model: Some("openai/gpt-4o-mini"), include_usage: true, max_output: Some(2_000), cap_field: "max_completion_tokens" };
-        peek::edit(Endpoint::ChatCompletions, black_box(&body), &read, &edits, &mut out);
-        black_box(&out);
+        black_box(peek::edit(Endpoint::ChatCompletions, black_box(&body), &read, &edits));
     })
 }
 

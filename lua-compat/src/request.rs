@@ -22,7 +22,7 @@ use weir::engine::health::InFlight;
 use weir::engine::id::{IdText, RequestId};
 use weir::engine::meter::{StreamMeter, Watch};
 use weir::engine::outbound;
-use weir::engine::peek::{self, BadBody, Peek};
+use weir::engine::peek::{self, BadBody, Peek, Pieces};
 use weir::engine::refusal::denied::{self, Failure};
 use weir::engine::refusal::{Refusal, UpstreamFailure};
 use weir::engine::route::{self, Attempt, Outcome, Plan, Verdict};
@@ -69,7 +69,7 @@ struct Current {
     key: Option<Arc<Zeroizing<String>>>,
     uri: String,
     /// Empty once it has gone.
-    body: Vec<Bytes>,
+    body: Pieces,
     /// The body is not as it came.
     is_edited: bool,
     watch: Watch,

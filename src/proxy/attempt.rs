@@ -8,6 +8,7 @@ use super::upstream::{ConnectError, Connected, Upstreams};
 use crate::engine::catalog::{OnDisconnect, Provider, Timeouts};
 use crate::engine::dialect;
 use crate::engine::meter::{self, StreamMeter, Tally, UpstreamError, Watch};
+use crate::engine::peek::Pieces;
 use crate::engine::route::{Outcome, TimeoutPhase};
 use crate::engine::tokens::Stream as TextCounter;
 use bytes::{Bytes, BytesMut};
@@ -36,7 +37,7 @@ pub struct Sending {
     /// The request header, credentials in place.
     pub header: Box<RequestHeader>,
     /// The body in order.
-    pub body: Vec<Bytes>,
+    pub body: Pieces,
     /// How to read the answer.
     pub watch: Watch,
     /// When the exchange as a whole must be over.

@@ -191,8 +191,7 @@ pub fn prepare(
     let row = spec(provider.kind);
     let peek = &admitted.peek;
     let edits = outbound::edits(head.endpoint, peek, row, attempt, admitted.output_cap);
-    let mut body = Vec::with_capacity(6);
-    peek::edit(head.endpoint, &admitted.body, peek, &edits, &mut body);
+    let body = peek::edit(head.endpoint, &admitted.body, peek, &edits);
     let mut path = String::with_capacity(64);
     row.write_path(&provider, head.endpoint, &target.upstream_model, &mut path);
     let header = headers::outbound(&Outbound {

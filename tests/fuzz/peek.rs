@@ -154,9 +154,7 @@ fn json_edits(endpoint: Endpoint, input: &[u8], read: &Peek, before: &Value) {
 }
 
 fn edited(endpoint: Endpoint, body: &Bytes, read: &Peek, edits: &Edits<'_>) -> Vec<u8> {
-    let mut out = Vec::new();
-    peek::edit(endpoint, body, read, edits, &mut out);
-    out.concat()
+    peek::edit(endpoint, body, read, edits).concat()
 }
 
 /// What was read, without its places.

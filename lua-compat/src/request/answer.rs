@@ -25,7 +25,7 @@ impl Request {
         }
         if let Some(current) = &mut self.current {
             // The request has gone; the memory of its body may, too.
-            current.body = Vec::new();
+            current.body = weir::engine::peek::Pieces::new();
             let is_stream = head.is_stream();
             let now_ms = now_ms();
             let is_answer = (200..300).contains(&status);

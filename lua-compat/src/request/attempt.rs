@@ -19,9 +19,6 @@ use weir::engine::refusal::{Refusal, denied};
 use weir::engine::route::{self, Ask, Attempt, Caller, Draw, Outcome, Payer};
 use zeroize::Zeroizing;
 
-/// Pieces of an edited body as a rule.
-const PIECES_USUAL: usize = 1;
-
 /// Headers that carry a key at one provider or another.
 const CREDENTIALS: [&str; 4] = ["authorization", "x-api-key", "api-key", "x-goog-api-key"];
 
@@ -115,8 +112,7 @@ impl Request {
         let row = spec(provider.kind);
         let cap = self.admission.as_ref().and_then(|admission| admission.output_cap);
         let edits = outbound::edits(self.endpoint, &self.peek, row, &attempt, cap);
-        let mut pieces = Vec::with_capacity(PIECES_USUAL);
-        peek::edit(self.endpoint, &self.body, &self.peek, &edits, &mut pieces);
+        let pieces = peek::edit(self.endpoint, &self.body, &self.peek, &edits);
         let uri = self.uri(&attempt);
         if self.attempts == 1 {
             self.keep_what_can_follow((provider.base.scheme(), &*uri, &edits), cap);

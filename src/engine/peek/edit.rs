@@ -1,9 +1,10 @@
 //! The edits: a short body is copied with them into one piece; a long one is cut into slices with small inserts between them.
 
 use super::read::include_usage;
-use super::{Edits, Peek};
+use super::{Edits, Peek, Pieces};
 use crate::engine::dialect::Endpoint;
 use bytes::Bytes;
+use smallvec::SmallVec;
 use std::ops::Range;
 
 /// Edits of one body as a rule: the model's name and what is put in.
@@ -11,6 +12,9 @@ const CHANGES_USUAL: usize = 2;
 
 /// Room for their texts as a rule: a name, `stream_options` and a cap.
 const TEXT_USUAL: usize = 128;
+
+/// The texts of all edits, behind one another.
+type Texts = SmallVec<[u8; TEXT_USUAL]>;
 
 /// Bodies up to here are copied into one piece with their edits: that is less work than to hand several on.
 pub(super) const JOINED_BYTES_MAX: usize = 64 << 10;
@@ -20,10 +24,10 @@ const ASK_USAGE: &str = "\"include_usage\":true";
 
 /// The body with the edits, as slices of the original and small inserts in order (a short one in one piece); every other byte is as it came.
 /// Without an edit: the body alone. An edit that would change nothing is none.
-pub fn edit(endpoint: Endpoint, body: &Bytes, peek: &Peek, edits: &Edits<'_>, out: &mut Vec<Bytes>) {
-    let mut changes = Changes { places: Vec::with_capacity(CHANGES_USUAL), text: String::with_capacity(TEXT_USUAL) };
+pub fn edit(endpoint: Endpoint, body: &Bytes, peek: &Peek, edits: &Edits<'_>) -> Pieces {
+    let mut changes = Changes::default();
     if let Some(model) = edits.model {
-        let value = changes.text(|text| if endpoint.is_multipart() { text.push_str(model) } else { write_quoted(model, text) });
+        let value = changes.text(|text| if endpoint.is_multipart() { write_all(text, &[model]) } else { write_quoted(model, text) });
         changes.places.extend(peek.model_at.iter().map(|at| (at.clone(), value.clone())));
     }
     if !endpoint.is_multipart() {
@@ -43,32 +47,34 @@ pub fn edit(endpoint: Endpoint, body: &Bytes, peek: &Peek, edits: &Edits<'_>, ou
             });
         }
     }
-    changes.places.retain(|(at, value)| body[at.clone()] != changes.text.as_bytes()[value.clone()]);
+    changes.places.retain(|(at, value)| body[at.clone()] != changes.texts[value.clone()]);
     changes.places.sort_by_key(|(at, _)| at.start);
     if changes.places.is_empty() {
-        out.push(body.clone());
+        Pieces::from_buf([body.clone()])
     } else if body.len() <= JOINED_BYTES_MAX {
-        out.push(changes.join(body));
+        Pieces::from_buf([changes.join(body)])
     } else {
-        changes.splice(body, out);
+        changes.splice(body)
     }
 }
 
-/// What is put where. The texts stand behind one another in one.
+/// What is put where.
+#[derive(Default)]
 struct Changes {
-    places: Vec<(Range<usize>, Range<usize>)>,
-    text: String,
+    /// The place in the body, the place in the texts.
+    places: SmallVec<[(Range<usize>, Range<usize>); CHANGES_USUAL]>,
+    texts: Texts,
 }
 
 impl Changes {
     /// A new text.
-    fn text(&mut self, write: impl FnOnce(&mut String)) -> Range<usize> {
-        let from = self.text.len();
-        write(&mut self.text);
-        from..self.text.len()
+    fn text(&mut self, write: impl FnOnce(&mut Texts)) -> Range<usize> {
+        let from = self.texts.len();
+        write(&mut self.texts);
+        from..self.texts.len()
     }
 
-    fn push(&mut self, at: Range<usize>, write: impl FnOnce(&mut String)) {
+    fn push(&mut self, at: Range<usize>, write: impl FnOnce(&mut Texts)) {
         let value = self.text(write);
         self.places.push((at, value));
     }
@@ -79,7 +85,7 @@ impl Changes {
         let mut from = 0;
         for (at, value) in &self.places {
             joined.extend_from_slice(&body[from..at.start]);
-            joined.extend_from_slice(&self.text.as_bytes()[value.clone()]);
+            joined.extend_from_slice(&self.texts[value.clone()]);
             from = at.end;
         }
         joined.extend_from_slice(&body[from..]);
@@ -87,8 +93,9 @@ impl Changes {
     }
 
     /// The same, cut out of the body.
-    fn splice(self, body: &Bytes, out: &mut Vec<Bytes>) {
-        let text = Bytes::from(self.text);
+    fn splice(self, body: &Bytes) -> Pieces {
+        let text = Bytes::from(self.texts.into_vec());
+        let mut out = Pieces::with_capacity(2 * self.places.len() + 1);
         let mut from = 0;
         for (at, value) in self.places {
             if from < at.start {
@@ -102,17 +109,18 @@ impl Changes {
         if from < body.len() {
             out.push(body.slice(from..));
         }
+        out
     }
 }
 
-fn write_all(text: &mut String, parts: &[&str]) {
-    parts.iter().for_each(|part| text.push_str(part));
+fn write_all(text: &mut Texts, parts: &[&str]) {
+    parts.iter().for_each(|part| text.extend_from_slice(part.as_bytes()));
 }
 
 /// A word as JSON has it. Names of models hardly ever hold what must be escaped.
-fn write_quoted(word: &str, text: &mut String) {
+fn write_quoted(word: &str, text: &mut Texts) {
     if word.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
-        text.push_str(&serde_json::Value::from(word).to_string());
+        write_all(text, &[&serde_json::Value::from(word).to_string()]);
     } else {
         write_all(text, &["\"", word, "\""]);
     }
@@ -128,7 +136,7 @@ fn ask_usage(body: &[u8], peek: &Peek, changes: &mut Changes) -> bool {
     }
     let asked = include_usage(options);
     for (value, _) in asked.iter().filter(|(_, is_on)| !is_on) {
-        changes.push(at.start + value.start..at.start + value.end, |text| text.push_str("true"));
+        changes.push(at.start + value.start..at.start + value.end, |text| write_all(text, &["true"]));
     }
     if asked.is_empty() {
         let comma = if options[1..].trim_ascii_start() == b"}" { "" } else { "," };
@@ -145,7 +153,7 @@ fn cap_output(peek: &Peek, limit: u64, field: Option<&str>, changes: &mut Change
         // `"max_tokens": null` means none; the number has to stand there, for a second one in front of it would not hold.
         let is_unset_field = !holds && cap.value.is_none() && Some(cap.name) == field;
         if is_unset_field || cap.value.is_some_and(|value| value > limit) {
-            changes.push(cap.at.clone(), |text| text.push_str(itoa::Buffer::new().format(limit)));
+            changes.push(cap.at.clone(), |text| write_all(text, &[itoa::Buffer::new().format(limit)]));
         }
         is_set |= is_unset_field;
     }

@@ -17,6 +17,8 @@ pub use read::json;
 pub use scan::DEPTH_MAX;
 
 use super::catalog::Capabilities;
+use bytes::Bytes;
+use smallvec::SmallVec;
 use std::fmt;
 use std::ops::Range;
 
@@ -30,7 +32,7 @@ pub struct Peek {
     /// The model's name, unescaped. Always there in a body that was read.
     pub model: Option<String>,
     /// The value (with its quotes) of every top-level `model`, the last one is the one that holds; in multipart the part's content.
-    pub model_at: Vec<Range<usize>>,
+    pub model_at: SmallVec<[Range<usize>; 1]>,
     /// `"stream": true`.
     pub stream: bool,
     /// The client asked for usage itself (`stream_options.include_usage` is true).
@@ -40,7 +42,7 @@ pub struct Peek {
     /// The requested output cap: the smallest of the endpoint's caps that hold.
     pub max_output: Option<u64>,
     /// Every output cap the endpoint knows, in the order written.
-    pub caps: Vec<Cap>,
+    pub caps: SmallVec<[Cap; 1]>,
     /// The larger of `n` and `best_of`, 1 when absent.
     pub choices: u64,
     /// What the target must be able to do.
@@ -67,6 +69,9 @@ pub struct Peek {
     /// Just behind the opening brace: where a missing field is put.
     pub insert_at: usize,
 }
+
+/// A body to send, in order: one piece unless it is long.
+pub type Pieces = SmallVec<[Bytes; 1]>;
 
 /// An output cap.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -330,8 +330,17 @@ impl<'a> Reader<'a> {
 
     /// A short string; `None` if it is longer than any name is.
     fn word(&self, text: Text) -> Option<String> {
-        let mut buffer = vec![0; if text.len <= NAME_MAX { text.len } else { return None }];
-        Some(String::from_utf8_lossy(self.scan.unescaped(text, &mut buffer)).into_owned())
+        if text.len > NAME_MAX {
+            return None;
+        }
+        let mut buffer;
+        let unescaped = if text.is_plain() {
+            self.scan.slice(text.start..text.end)
+        } else {
+            buffer = [0; NAME_MAX];
+            self.scan.unescaped(text, &mut buffer)
+        };
+        Some(String::from_utf8_lossy(unescaped).into_owned())
     }
 
     /// A count of tokens or choices; the outer `None` if it is neither that nor null.

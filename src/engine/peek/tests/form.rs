@@ -20,17 +20,10 @@ fn the_model_is_found_and_replaced() {
         let body = Bytes::from(parts.concat() + "--b0--\r\n");
         let peek = multipart(TYPE, &body).unwrap_or_else(|error| panic!("{error}: {body:?}"));
         assert_eq!(peek.model.as_deref(), Some(expected));
-        let mut out = Vec::new();
-        edit(
-            Endpoint::Transcriptions,
-            &body,
-            &peek,
-            &Edits { model: Some("n"), max_output: Some(1), include_usage: true, ..Edits::default() },
-            &mut out,
-        );
+        let edits = Edits { model: Some("n"), max_output: Some(1), include_usage: true, ..Edits::default() };
+        let edited = edit(Endpoint::Transcriptions, &body, &peek, &edits).concat();
         let values: Vec<&[u8]> = peek.model_at.iter().map(|at| &body[at.clone()]).collect();
         let removed: usize = values.iter().map(|value| value.len()).sum();
-        let edited = out.concat();
         assert_eq!(edited.len(), body.len() - removed + values.len(), "{body:?}");
         let again = multipart(TYPE, &edited).expect("still a form");
         assert_eq!((again.model.as_deref(), again.file_bytes), (Some("n"), peek.file_bytes));

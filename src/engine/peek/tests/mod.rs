@@ -236,8 +236,7 @@ proptest! {
         vec!["--b", "--", "\r\n", "\r\n--b\r\n", "\r\n--b--", "content-disposition: form-data; name=\"model\"", "name=", "\"", "\\", ";", "Content-Disposition:form-data;name=stream", "\r\n\r\n", "true", "x: y", "\u{0}"]), 0..24)) {
         let body = Bytes::from(parts.concat());
         if let Ok(peek) = multipart("multipart/form-data; boundary=b", &body) {
-            let mut out = Vec::new();
-            edit(Endpoint::Transcriptions, &body, &peek, &Edits { model: Some("new"), ..Edits::default() }, &mut out);
+            let out = edit(Endpoint::Transcriptions, &body, &peek, &Edits { model: Some("new"), ..Edits::default() });
             let again = multipart("multipart/form-data; boundary=b", &out.concat()).expect("still a form");
             prop_assert_eq!(again.model.as_deref(), Some("new"));
             prop_assert_eq!(again.model_at.len(), peek.model_at.len());
@@ -249,8 +248,7 @@ proptest! {
 fn check_edit(body: &str, edits: &Edits<'_>) {
     let Ok(peek) = json(Endpoint::ChatCompletions, body.as_bytes()) else { return };
     let body = Bytes::from(body.to_owned());
-    let mut out = Vec::new();
-    edit(Endpoint::ChatCompletions, &body, &peek, edits, &mut out);
+    let out = edit(Endpoint::ChatCompletions, &body, &peek, edits);
     let edited = out.concat();
     let mut expected: Value = serde_json::from_slice(&body).unwrap();
     let after: Value = serde_json::from_slice(&edited).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&edited)));
@@ -287,8 +285,7 @@ fn check_edit(body: &str, edits: &Edits<'_>) {
     let padding = " ".repeat(super::edit::JOINED_BYTES_MAX);
     let body_cut = Bytes::from([padding.as_bytes(), &body[..]].concat());
     let peek_cut = json(Endpoint::ChatCompletions, &body_cut).expect("still a body");
-    let mut cut = Vec::new();
-    edit(Endpoint::ChatCompletions, &body_cut, &peek_cut, edits, &mut cut);
+    let cut = edit(Endpoint::ChatCompletions, &body_cut, &peek_cut, edits);
     assert_eq!(cut.concat(), [padding.as_bytes(), &edited[..]].concat());
     let is_original = |slice: &&Bytes| body_cut.as_ptr_range().contains(&slice.as_ptr());
     let mut from = body_cut.as_ptr() as usize;
@@ -304,7 +301,6 @@ fn check_edit(body: &str, edits: &Edits<'_>) {
         assert_eq!((out.len(), out[0].as_ptr()), (1, body.as_ptr()));
     }
     let again = json(Endpoint::ChatCompletions, &edited).expect("still a body");
-    let mut twice = Vec::new();
-    edit(Endpoint::ChatCompletions, &Bytes::from(edited.clone()), &again, edits, &mut twice);
+    let twice = edit(Endpoint::ChatCompletions, &Bytes::from(edited.clone()), &again, edits);
     assert_eq!(twice.concat(), edited, "an edit done is none");
 }
