@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 use weir::engine::catalog::{
-    BaseUrl, Capabilities, Catalog, Model, OnDisconnect, Provider, SecretRef, Strategy, Target, TargetPrice, Timeouts,
+    BaseUrl, Capabilities, Catalog, Model, OnDisconnect, Provider, SecretRef, Strategy, Target, TargetId, TargetPrice, Timeouts,
 };
 use weir::engine::dialect::Endpoint;
 use weir::engine::policy::{ByokWish, OPEN};
@@ -88,6 +88,7 @@ fn provider(name: &str) -> Provider {
 
 fn target(provider: &Arc<Provider>, model: &Arc<str>) -> Target {
     Target {
+        id: TargetId::next(),
         provider: Arc::clone(provider),
         model: Arc::clone(model),
         upstream_model: Arc::clone(model),

@@ -67,7 +67,7 @@ local engine = assert(weir.open { routing = files[1], prices = files[2], library
 
 -- Past the binding, for its share.
 local library = ffi.load(os.getenv "WEIR_LIBRARY")
-local buffer, length, handle = ffi.new "uint8_t[131072]", ffi.new "size_t[1]", ffi.new "weir_request *[1]"
+local buffer, length, handle, step = ffi.new "uint8_t[131072]", ffi.new "size_t[1]", ffi.new "weir_request *[1]", ffi.new "weir_step"
 
 local function body_of(bytes)
   return cjson.encode {
@@ -139,7 +139,7 @@ for _, bytes in ipairs { 100, 4096, 65536 } do
   for name, value in pairs(HEADERS) do lines[#lines + 1] = name .. ": " .. value end
   local head = table.concat(lines, "\n")
   measure("  the library's part of it", calls, function()
-    library.weir_request_begin(engine.handle, head, #head, body, #body, handle, buffer, 131072, length)
+    library.weir_request_begin(engine.handle, head, #head, body, #body, handle, step, buffer, 131072, length)
     library.weir_request_free(handle[0])
   end)
   measure("  pure Lua with cjson", calls, function() lua.decide(HEADERS, body) end)

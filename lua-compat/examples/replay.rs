@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 use std::error::Error;
 use std::io::{BufRead, Write};
-use weir_ffi::packed::{Refused, Step};
+use weir_ffi::packed::{EDITED, Packed, Refused, Step, TEXTS_MAX};
 use weir_ffi::request::{Failed, Fed};
 use weir_ffi::settings::Settings;
 use weir_ffi::{Engine, Request};
@@ -59,46 +59,46 @@ fn replay(engine: &Engine, exchange: &Value) -> Result<Value, Box<dyn Error>> {
     }
 }
 
-/// What a provider gets: the client's headers but those that stay here, and those that are set. `None`: the packed step is too short.
+/// What a provider gets: the client's headers but those that stay here, and those that are set. `None`: the step has no such texts.
 fn sent(exchange: &Value, body: &str, request: &Request) -> Option<Value> {
-    let mut packed = String::new();
-    request.write_step(&Step::Try, &mut packed);
-    let mut lines = packed.lines();
-    let uri = lines.nth(2)?;
-    let body_bytes = lines.nth(3)?;
-    let (_, rest) = block(&packed, 7)?;
-    let (remove, rest) = block(rest, 0)?;
-    let (remove, mut lines): (Vec<&str>, _) = (remove.lines().collect(), rest.lines());
+    let mut out = String::new();
+    let packed = request.write_step(&Step::Try, &mut out);
+    let [id, uri, remove, set, key_name, key] = texts(&packed, &out)?;
+    let remove: Vec<&str> = remove.lines().collect();
     let mut kept: Map<String, Value> =
         headers(exchange).filter(|(name, _)| !remove.contains(&name.as_str())).map(|(name, value)| (name, value.into())).collect();
-    let set: usize = lines.next()?.parse().ok()?;
-    for _ in 0..set {
-        kept.insert(lines.next()?.to_owned(), lines.next()?.into());
+    kept.insert("x-request-id".into(), id.into());
+    kept.extend(told(set));
+    if !key_name.is_empty() {
+        kept.insert(key_name.into(), key.into());
     }
     let mut edited = Vec::new();
     request.write_body(&mut edited);
-    let body = if body_bytes == "-" { body.to_owned() } else { String::from_utf8_lossy(&edited).into_owned() };
+    let body = if packed.flags & EDITED != 0 { String::from_utf8_lossy(&edited).into_owned() } else { body.to_owned() };
     Some(json!({ "path": uri, "headers": kept, "body": body }))
 }
 
-/// The block that is announced after `lines` lines, and what follows it.
-fn block(packed: &str, lines: usize) -> Option<(&str, &str)> {
-    let mut rest = packed;
-    for _ in 0..lines {
-        rest = rest.split_once('\n')?.1;
+/// The texts of a step.
+fn texts<'t>(packed: &Packed, mut out: &'t str) -> Option<[&'t str; TEXTS_MAX]> {
+    let mut texts = [""; TEXTS_MAX];
+    for (text, length) in texts.iter_mut().zip(packed.lengths) {
+        (*text, out) = out.split_at_checked(length as usize)?;
     }
-    let (length, rest) = rest.split_once('\n')?;
-    rest.split_at_checked(length.parse().ok()?)
+    Some(texts)
+}
+
+/// Headers, name and value a line each.
+fn told(text: &str) -> Map<String, Value> {
+    let mut lines = text.lines();
+    std::iter::from_fn(|| Some((lines.next()?.to_owned(), lines.next()?.into()))).collect()
 }
 
 /// What the client gets of an answer: its new headers and its body.
 fn answered(request: &mut Request, answer: &Value, status: u16) -> (Value, String) {
     let head: String = headers(answer).map(|(name, value)| format!("{name}: {value}\n")).collect();
-    let mut packed = String::new();
-    request.answer(status, head.as_bytes(), &mut packed);
-    let mut lines = block(&packed, 1).map_or("", |(_, set)| set).lines();
-    let set = lines.next().and_then(|line| line.parse::<usize>().ok()).unwrap_or(0);
-    let told: Map<String, Value> = (0..set).filter_map(|_| Some((lines.next()?.to_owned(), lines.next()?.into()))).collect();
+    let mut texts_out = String::new();
+    let packed = request.answer(status, head.as_bytes(), &mut texts_out);
+    let set = texts(&packed, &texts_out).map_or("", |texts| texts[1]);
     let mut out = Vec::new();
     let whole = [answer["body"].clone()];
     let pieces = answer["events"].as_array().map_or(whole.as_slice(), Vec::as_slice);
@@ -108,7 +108,7 @@ fn answered(request: &mut Request, answer: &Value, status: u16) -> (Value, Strin
     if answer["cut"] != true {
         feed(request, b"", true, &mut out);
     }
-    (told.into(), String::from_utf8_lossy(&out).into_owned())
+    (told(set).into(), String::from_utf8_lossy(&out).into_owned())
 }
 
 fn feed(request: &mut Request, chunk: &[u8], last: bool, out: &mut Vec<u8>) {

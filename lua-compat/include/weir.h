@@ -3,15 +3,6 @@
  * Bytes come in as a pointer and a length and are not kept. Results go to a buffer of the caller's: the call returns WEIR_TOO_SMALL and
  * the length that is needed when it is too small, and weir_request_result gives the result again. A handle lives until it is freed or
  * closed, and is used by one thread at a time. Open engines after fork (init_worker), not before.
- *
- * Steps, a field a line:
- *   admit, then the body for POST /plugin/v1/admit
- *   try, request id, uri, attempt, own key (true|false), fallback (true|false), bytes of the body (-: as it came),
- *     bytes of the block that follows: provider, model, scheme, authority, host, port, connect ms, first event ms, between events ms,
- *     bytes of the block that follows: the names of the headers to remove,
- *     number of headers to set, name and value of each
- *   refuse, status, number of headers, name and value of each, then the body
- *   pass
  */
 
 #ifndef WEIR_H
@@ -23,7 +14,7 @@
 /*
  Version of this interface. A binding refuses another.
  */
-#define WEIR_ABI_VERSION 2
+#define WEIR_ABI_VERSION 3
 
 /*
  Done.
@@ -76,6 +67,57 @@
 #define WEIR_LAST 2
 
 /*
+ Texts of a step at most.
+ */
+#define WEIR_TEXTS_MAX 6
+
+/*
+ The answer is passed on as it comes.
+ */
+#define WEIR_PASS 0
+
+/*
+ The node is to be asked. The text: the body for POST /plugin/v1/admit.
+ */
+#define WEIR_ADMIT 1
+
+/*
+ An attempt is to be sent. The texts: the request's id, which is to be set as x-request-id; path and query; headers to remove; other
+ headers to set; the name and the value of the header that carries the key (empty: there is none).
+ */
+#define WEIR_TRY 2
+
+/*
+ The request is to be answered so. The texts: headers; the body.
+ */
+#define WEIR_REFUSE 3
+
+/*
+ An answer's head. The texts: headers to remove; headers to set.
+ */
+#define WEIR_HEAD 4
+
+/*
+ Of an attempt: the caller's own key pays.
+ */
+#define WEIR_OWN_KEY 1
+
+/*
+ Of an attempt: it is not the first choice.
+ */
+#define WEIR_FALLBACK 2
+
+/*
+ Of an attempt: its body is not the one that came, or of another attempt: see weir_request_body.
+ */
+#define WEIR_EDITED 4
+
+/*
+ Of an answer's head: bytes may be taken out, so that its length is unknown.
+ */
+#define WEIR_STRIPS 8
+
+/*
  A worker's engine. Cheap to clone.
  */
 typedef struct weir_engine weir_engine;
@@ -84,6 +126,40 @@ typedef struct weir_engine weir_engine;
  A request behind a C handle, with its last result.
  */
 typedef struct weir_request weir_request;
+
+/*
+ What to do. Texts are UTF-8 and stand behind one another in the buffer. Headers to remove are lines, headers to set are two lines each.
+ */
+typedef struct {
+  /*
+   WEIR_PASS, WEIR_ADMIT, WEIR_TRY, WEIR_REFUSE or WEIR_HEAD, which say what the texts are.
+   */
+  uint32_t kind;
+  /*
+   WEIR_OWN_KEY, WEIR_FALLBACK, WEIR_EDITED and WEIR_STRIPS, added.
+   */
+  uint32_t flags;
+  /*
+   Of a refusal.
+   */
+  uint32_t status;
+  /*
+   Which attempt this is, from 1.
+   */
+  uint32_t attempt;
+  /*
+   Bytes of the body of an attempt.
+   */
+  size_t body_length;
+  /*
+   Where to send an attempt: see weir_request_target. What it says of a number, it always says.
+   */
+  uint64_t target;
+  /*
+   Bytes of each text.
+   */
+  uint32_t lengths[WEIR_TEXTS_MAX];
+} weir_step;
 
 /*
  The interface's version.
@@ -135,15 +211,15 @@ int32_t weir_engine_metrics(const weir_engine *engine, uint8_t *buffer, size_t c
  Begins a request. Head: the path, then a line "name: value" for each header. Names with a colon before them are the proxy's own
  word, never to be taken from a client: ":account"; ":tier"; ":observe: true" (others route it: count, change nothing; the step is
  pass); ":fixed: scheme uri body" (what the proxy cannot change after the first attempt; attempts that need it are not made).
- A handle is made with any code but -1 and -2. The result is a step.
+ A handle is made with any code but -1 and -2.
 
  # Safety
  The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
  */
-int32_t weir_request_begin(const weir_engine *engine, const uint8_t *head, size_t head_length, const uint8_t *body, size_t body_length, weir_request **request, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_begin(const weir_engine *engine, const uint8_t *head, size_t head_length, const uint8_t *body, size_t body_length, weir_request **request, weir_step *step, uint8_t *buffer, size_t capacity, size_t *length);
 
 /*
- The last result again, for a buffer that was too small.
+ The last result, or the last step's texts, again: for a buffer that was too small.
 
  # Safety
  The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
@@ -151,21 +227,30 @@ int32_t weir_request_begin(const weir_engine *engine, const uint8_t *head, size_
 int32_t weir_request_result(const weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 
 /*
- The node's answer to an admission; status 0: none in time. The result is a step.
+ The node's answer to an admission; status 0: none in time.
 
  # Safety
  The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
  */
-int32_t weir_request_admitted(weir_request *request, uint32_t status, const uint8_t *answer, size_t answer_length, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_admitted(weir_request *request, uint32_t status, const uint8_t *answer, size_t answer_length, weir_step *step, uint8_t *buffer, size_t capacity, size_t *length);
 
 /*
  The attempt under way failed. what: 1 the upstream answered, 2 the proxy can make no other attempt, or both added; retry_after_ms
- below 0: not said. The result is a step.
+ below 0: not said.
 
  # Safety
  The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
  */
-int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t what, int64_t retry_after_ms, const uint8_t *error, size_t error_length, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t what, int64_t retry_after_ms, const uint8_t *error, size_t error_length, weir_step *step, uint8_t *buffer, size_t capacity, size_t *length);
+
+/*
+ Where the attempt under way goes, a field a line: provider, model, scheme, authority, host, port, and the milliseconds to connect, to the
+ first event and between events.
+
+ # Safety
+ The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
+ */
+int32_t weir_request_target(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 
 /*
  The host of each attempt that may still follow, a line each: for a proxy that must know before how many they are, and where.
@@ -184,14 +269,12 @@ int32_t weir_request_hosts(weir_request *request, uint8_t *buffer, size_t capaci
 int32_t weir_request_body(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 
 /*
- An answer begins. Head: a line "name: value" for each of its headers; of one that is observed, ":provider" and ":model" too. The
- result, each on a line: 1 if bytes may be taken out, else 0; the bytes of the block of the names of headers to remove, and
- the block, a name a line; the number of headers to set, name and value of each.
+ An answer begins. Head: a line "name: value" for each of its headers; of one that is observed, ":provider" and ":model" too.
 
  # Safety
  The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
  */
-int32_t weir_request_answer(weir_request *request, uint32_t status, const uint8_t *head, size_t head_length, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_answer(weir_request *request, uint32_t status, const uint8_t *head, size_t head_length, weir_step *step, uint8_t *buffer, size_t capacity, size_t *length);
 
 /*
  A chunk of the answer. 1: send the chunk. 0: send the result. 4: send the result and end. With 8 added: ask the node to extend

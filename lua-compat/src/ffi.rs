@@ -2,7 +2,7 @@
 //! catches panics (-2) and takes bytes with their length; nothing here keeps a pointer it was given.
 
 use crate::engine::{Engine, now_ms};
-use crate::packed::Step;
+use crate::packed::Packed;
 use crate::request::{Failed, Fed, Passage, Request};
 use crate::settings::Settings;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,7 +10,7 @@ use std::slice;
 use std::sync::Once;
 
 /// Version of this interface. A binding refuses another.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 /// Done.
 pub const OK: i32 = 0;
 /// The chunk goes out as it came; nothing was written.
@@ -39,7 +39,7 @@ pub struct Handle {
 }
 
 /// Room for a packed step as a rule.
-const STEP_BYTES_USUAL: usize = 1024;
+const STEP_BYTES_USUAL: usize = 512;
 
 fn guarded(work: impl FnOnce() -> i32) -> i32 {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or(PANICKED)
@@ -191,7 +191,7 @@ pub unsafe extern "C" fn weir_engine_metrics(engine: *const Engine, buffer: *mut
 /// Begins a request. Head: the path, then a line "name: value" for each header. Names with a colon before them are the proxy's own
 /// word, never to be taken from a client: ":account"; ":tier"; ":observe: true" (others route it: count, change nothing; the step is
 /// pass); ":fixed: scheme uri body" (what the proxy cannot change after the first attempt; attempts that need it are not made).
-/// A handle is made with any code but -1 and -2. The result is a step.
+/// A handle is made with any code but -1 and -2.
 ///
 /// # Safety
 /// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
@@ -203,6 +203,7 @@ pub unsafe extern "C" fn weir_request_begin(
     body: *const u8,
     body_length: usize,
     request: *mut *mut Handle,
+    step: *mut Packed,
     buffer: *mut u8,
     capacity: usize,
     length: *mut usize,
@@ -210,27 +211,27 @@ pub unsafe extern "C" fn weir_request_begin(
     guarded(|| {
         // SAFETY: null or an open engine.
         let Some(engine) = (unsafe { engine.as_ref() }) else { return BAD_ARGUMENT };
-        if request.is_null() {
+        if request.is_null() || step.is_null() {
             return BAD_ARGUMENT;
         }
         // SAFETY: the function's own conditions.
         let (head, body) = unsafe { (bytes(head, head_length), bytes(body, body_length)) };
-        let mut result = String::with_capacity(STEP_BYTES_USUAL);
-        let begun = match Request::begin(engine, head, body) {
+        let mut texts = String::with_capacity(STEP_BYTES_USUAL);
+        let (begun, packed) = match Request::begin(engine, head, body) {
             Ok((begun, step)) => {
-                begun.write_step(&step, &mut result);
-                Some(begun)
+                let packed = begun.write_step(&step, &mut texts);
+                (Some(begun), packed)
             }
-            Err(refused) => {
-                refused.pack(&mut result);
-                None
-            }
+            Err(refused) => (None, refused.pack(&mut texts)),
         };
-        let handle = Box::new(Handle { request: begun, result: result.into_bytes() });
+        let handle = Box::new(Handle { request: begun, result: texts.into_bytes() });
         // SAFETY: the function's own conditions.
         let code = unsafe { give(&handle.result, buffer, capacity, length) };
         // SAFETY: not null; the handle is the caller's until weir_request_free.
-        unsafe { *request = Box::into_raw(handle) };
+        unsafe {
+            *step = packed;
+            *request = Box::into_raw(handle);
+        }
         code
     })
 }
@@ -263,14 +264,34 @@ unsafe fn with(
     })
 }
 
-fn give_step(request: &Request, step: &Step, out: &mut Vec<u8>) -> i32 {
-    let mut text = String::with_capacity(STEP_BYTES_USUAL);
-    request.write_step(step, &mut text);
-    *out = text.into_bytes();
-    OK
+/// Runs `work` on a handle, and gives the step it packs.
+///
+/// # Safety
+/// `step` is null or points to one; the others as for [`with`].
+unsafe fn with_step(
+    request: *mut Handle,
+    step: *mut Packed,
+    buffer: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+    work: impl FnOnce(&mut Request, &mut String) -> Packed,
+) -> i32 {
+    if step.is_null() {
+        return BAD_ARGUMENT;
+    }
+    let pack = |request: &mut Request, out: &mut Vec<u8>| {
+        let mut texts = String::with_capacity(STEP_BYTES_USUAL);
+        let packed = work(request, &mut texts);
+        // SAFETY: not null, and the function's own condition.
+        unsafe { *step = packed };
+        *out = texts.into_bytes();
+        OK
+    };
+    // SAFETY: the function's own conditions.
+    unsafe { with(request, buffer, capacity, length, pack) }
 }
 
-/// The last result again, for a buffer that was too small.
+/// The last result, or the last step's texts, again: for a buffer that was too small.
 ///
 /// # Safety
 /// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
@@ -284,7 +305,7 @@ pub unsafe extern "C" fn weir_request_result(request: *const Handle, buffer: *mu
     })
 }
 
-/// The node's answer to an admission; status 0: none in time. The result is a step.
+/// The node's answer to an admission; status 0: none in time.
 ///
 /// # Safety
 /// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
@@ -294,6 +315,7 @@ pub unsafe extern "C" fn weir_request_admitted(
     status: u32,
     answer: *const u8,
     answer_length: usize,
+    step: *mut Packed,
     buffer: *mut u8,
     capacity: usize,
     length: *mut usize,
@@ -301,15 +323,15 @@ pub unsafe extern "C" fn weir_request_admitted(
     // SAFETY: the function's own conditions.
     unsafe {
         let answer = bytes(answer, answer_length);
-        with(request, buffer, capacity, length, |request, out| {
+        with_step(request, step, buffer, capacity, length, |request, out| {
             let step = request.admitted(u16::try_from(status).unwrap_or(0), answer);
-            give_step(request, &step, out)
+            request.write_step(&step, out)
         })
     }
 }
 
 /// The attempt under way failed. what: 1 the upstream answered, 2 the proxy can make no other attempt, or both added; retry_after_ms
-/// below 0: not said. The result is a step.
+/// below 0: not said.
 ///
 /// # Safety
 /// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
@@ -321,6 +343,7 @@ pub unsafe extern "C" fn weir_request_next(
     retry_after_ms: i64,
     error: *const u8,
     error_length: usize,
+    step: *mut Packed,
     buffer: *mut u8,
     capacity: usize,
     length: *mut usize,
@@ -328,7 +351,7 @@ pub unsafe extern "C" fn weir_request_next(
     // SAFETY: the function's own conditions.
     unsafe {
         let error = bytes(error, error_length);
-        with(request, buffer, capacity, length, |request, out| {
+        with_step(request, step, buffer, capacity, length, |request, out| {
             let failed = Failed {
                 status: u16::try_from(status).unwrap_or(0),
                 from_upstream: what & FROM_UPSTREAM != 0,
@@ -337,7 +360,25 @@ pub unsafe extern "C" fn weir_request_next(
                 body: error,
             };
             let step = request.next(&failed);
-            give_step(request, &step, out)
+            request.write_step(&step, out)
+        })
+    }
+}
+
+/// Where the attempt under way goes, a field a line: provider, model, scheme, authority, host, port, and the milliseconds to connect, to the
+/// first event and between events.
+///
+/// # Safety
+/// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn weir_request_target(request: *mut Handle, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
+    // SAFETY: the function's own conditions.
+    unsafe {
+        with(request, buffer, capacity, length, |request, out| {
+            let mut text = String::new();
+            request.write_target(&mut text);
+            *out = text.into_bytes();
+            OK
         })
     }
 }
@@ -372,9 +413,7 @@ pub unsafe extern "C" fn weir_request_body(request: *mut Handle, buffer: *mut u8
     }
 }
 
-/// An answer begins. Head: a line "name: value" for each of its headers; of one that is observed, ":provider" and ":model" too. The
-/// result, each on a line: 1 if bytes may be taken out, else 0; the bytes of the block of the names of headers to remove, and
-/// the block, a name a line; the number of headers to set, name and value of each.
+/// An answer begins. Head: a line "name: value" for each of its headers; of one that is observed, ":provider" and ":model" too.
 ///
 /// # Safety
 /// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
@@ -384,6 +423,7 @@ pub unsafe extern "C" fn weir_request_answer(
     status: u32,
     head: *const u8,
     head_length: usize,
+    step: *mut Packed,
     buffer: *mut u8,
     capacity: usize,
     length: *mut usize,
@@ -391,12 +431,7 @@ pub unsafe extern "C" fn weir_request_answer(
     // SAFETY: the function's own conditions.
     unsafe {
         let head = bytes(head, head_length);
-        with(request, buffer, capacity, length, |request, out| {
-            let mut text = String::with_capacity(512);
-            request.answer(u16::try_from(status).unwrap_or(0), head, &mut text);
-            out.extend_from_slice(text.as_bytes());
-            OK
-        })
+        with_step(request, step, buffer, capacity, length, |request, out| request.answer(u16::try_from(status).unwrap_or(0), head, out))
     }
 }
 

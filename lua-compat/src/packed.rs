@@ -1,6 +1,7 @@
-//! Results as text that Lua takes apart in one pass: a line for each field, then whatever is not text.
-//!
-//! The first line names the step. Fields hold no line feed: names, numbers and headers cannot, and what could is refused.
+//! Steps as C has them: numbers in a struct, texts behind one another in a buffer.
+
+/// Texts of a step at most.
+pub const TEXTS_MAX: usize = 6;
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,79 +27,78 @@ pub struct Refused {
     pub body: String,
 }
 
+/// The answer is passed on as it comes.
+pub const PASS: u32 = 0;
+/// The node is to be asked. The text: the body for POST /plugin/v1/admit.
+pub const ADMIT: u32 = 1;
+/// An attempt is to be sent. The texts: the request's id, which is to be set as x-request-id; path and query; headers to remove; other
+/// headers to set; the name and the value of the header that carries the key (empty: there is none).
+pub const TRY: u32 = 2;
+/// The request is to be answered so. The texts: headers; the body.
+pub const REFUSE: u32 = 3;
+/// An answer's head. The texts: headers to remove; headers to set.
+pub const HEAD: u32 = 4;
+
+/// Of an attempt: the caller's own key pays.
+pub const OWN_KEY: u32 = 1;
+/// Of an attempt: it is not the first choice.
+pub const FALLBACK: u32 = 2;
+/// Of an attempt: its body is not the one that came, or of another attempt: see weir_request_body.
+pub const EDITED: u32 = 4;
+/// Of an answer's head: bytes may be taken out, so that its length is unknown.
+pub const STRIPS: u32 = 8;
+
+/// What to do. Texts are UTF-8 and stand behind one another in the buffer. Headers to remove are lines, headers to set are two lines each.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// WEIR_PASS, WEIR_ADMIT, WEIR_TRY, WEIR_REFUSE or WEIR_HEAD, which say what the texts are.
+    pub kind: u32,
+    /// WEIR_OWN_KEY, WEIR_FALLBACK, WEIR_EDITED and WEIR_STRIPS, added.
+    pub flags: u32,
+    /// Of a refusal.
+    pub status: u32,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// Bytes of the body of an attempt.
+    pub body_length: usize,
+    /// Where to send an attempt: see weir_request_target. What it says of a number, it always says.
+    pub target: u64,
+    /// Bytes of each text.
+    pub lengths: [u32; TEXTS_MAX],
+}
+
+/// Puts a step together.
+pub struct Packer<'o> {
+    /// The numbers.
+    pub step: Packed,
+    texts: usize,
+    out: &'o mut String,
+}
+
+impl<'o> Packer<'o> {
+    /// A step of a kind, its texts at the end of `out`.
+    pub fn new(kind: u32, out: &'o mut String) -> Packer<'o> {
+        Packer { step: Packed { kind, ..Packed::default() }, texts: 0, out }
+    }
+
+    /// The next text, written by `write`. At most [`TEXTS_MAX`].
+    pub fn text(&mut self, write: impl FnOnce(&mut String)) {
+        let from = self.out.len();
+        write(self.out);
+        self.step.lengths[self.texts] = u32::try_from(self.out.len() - from).unwrap_or(u32::MAX);
+        self.texts += 1;
+    }
+}
+
 impl Refused {
-    /// Appends the packed form.
-    pub fn pack(&self, out: &mut String) {
-        line(out, "refuse");
-        number(out, self.status.into());
-        number(out, self.headers.len() as u64);
-        put_headers(&self.headers, out);
-        out.push_str(&self.body);
-    }
-}
-
-/// Lines that belong together: how many bytes they are, then the lines. Whoever has seen the same block before need not take it apart.
-pub struct Block<'o> {
-    out: &'o mut String,
-    begins: usize,
-}
-
-impl<'o> Block<'o> {
-    /// A block at the end of `out`.
-    pub fn new(out: &'o mut String) -> Block<'o> {
-        Block { begins: out.len(), out }
-    }
-
-    /// A text on a line.
-    pub fn line(&mut self, text: &str) {
-        line(self.out, text);
-    }
-
-    /// A number on a line.
-    pub fn number(&mut self, value: u64) {
-        number(self.out, value);
-    }
-
-    /// Puts the length before the lines.
-    pub fn end(self) {
-        let length = self.out.len() - self.begins;
-        put_before(self.out, self.begins, length as u64);
-    }
-}
-
-fn put_before(out: &mut String, at: usize, count: u64) {
-    let mut digits = itoa::Buffer::new();
-    let digits = digits.format(count);
-    let mut text = [b'\n'; 21];
-    text[..digits.len()].copy_from_slice(digits.as_bytes());
-    // What `itoa` writes is ASCII.
-    out.insert_str(at, std::str::from_utf8(&text[..=digits.len()]).unwrap_or_default());
-}
-
-/// Headers as they are packed: how many there are, then name and value of each. They are written in one pass.
-pub struct Headers<'o> {
-    out: &'o mut String,
-    begins: usize,
-    entries: u64,
-}
-
-impl<'o> Headers<'o> {
-    /// Headers at the end of `out`.
-    pub fn new(out: &'o mut String) -> Headers<'o> {
-        Headers { begins: out.len(), out, entries: 0 }
-    }
-
-    /// A header, its value in two parts.
-    pub fn header(&mut self, name: &str, scheme: &str, value: &str) {
-        self.entries += 1;
-        line(self.out, name);
-        self.out.push_str(scheme);
-        line(self.out, value);
-    }
-
-    /// Puts the count before them.
-    pub fn end(self) {
-        put_before(self.out, self.begins, self.entries);
+    /// Appends the texts.
+    pub fn pack(&self, out: &mut String) -> Packed {
+        let mut packer = Packer::new(REFUSE, out);
+        packer.step.status = self.status.into();
+        packer.text(|out| self.headers.iter().for_each(|(name, value)| header(out, name, value)));
+        packer.text(|out| out.push_str(&self.body));
+        packer.step
     }
 }
 
@@ -108,22 +108,10 @@ pub fn line(out: &mut String, text: &str) {
     out.push('\n');
 }
 
-/// A number on a line.
-pub fn number(out: &mut String, number: u64) {
-    line(out, itoa::Buffer::new().format(number));
-}
-
-/// A flag on a line.
-pub fn flag(out: &mut String, is: bool) {
-    line(out, if is { "true" } else { "false" });
-}
-
-/// Names and values, each on a line of its own.
-pub fn put_headers(headers: &[(String, String)], out: &mut String) {
-    for (name, value) in headers {
-        line(out, name);
-        line(out, value);
-    }
+/// A header on two lines.
+pub fn header(out: &mut String, name: &str, value: &str) {
+    line(out, name);
+    line(out, value);
 }
 
 #[cfg(test)]
@@ -131,18 +119,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_follows_is_announced() {
-        let mut out = String::from("before\n");
-        let mut block = Block::new(&mut out);
-        block.line("provider");
-        block.number(80);
-        block.end();
-        Block::new(&mut out).end();
-        let mut headers = Headers::new(&mut out);
-        (0..10).for_each(|_| headers.header("n", "", "v"));
-        headers.header("authorization", "Bearer ", "k");
-        headers.end();
-        Headers::new(&mut out).end();
-        assert_eq!(out, format!("before\n12\nprovider\n80\n0\n11\n{}authorization\nBearer k\n0\n", "n\nv\n".repeat(10)));
+    fn texts_stand_behind_one_another() {
+        let refused = Refused { status: 402, headers: vec![("a".into(), "1".into()), ("b".into(), String::new())], body: "no\n".into() };
+        let mut out = String::from("before");
+        let packed = refused.pack(&mut out);
+        assert_eq!((packed.kind, packed.status, packed.lengths), (REFUSE, 402, [7, 3, 0, 0, 0, 0]));
+        assert_eq!(out, "beforea\n1\nb\n\nno\n");
     }
 }

@@ -11,7 +11,7 @@ use crate::admission::{Admission, Remembered, Who, digest};
 use crate::cover::Cover;
 use crate::engine::{Engine, Snapshot, now_ms};
 use crate::head::Head;
-use crate::packed::{self, Refused, Step};
+use crate::packed::{self, Packed, Packer, Refused, Step};
 use crate::settings::Away;
 use bytes::Bytes;
 use serde_json::json;
@@ -67,7 +67,6 @@ struct Current {
     attempt: Attempt,
     own_key: bool,
     key: Option<Arc<Zeroizing<String>>>,
-    uri: String,
     /// Empty once it has gone.
     body: Pieces,
     /// The body is not as it came.
@@ -143,8 +142,10 @@ impl Request {
         }
         let Some(endpoint) = Endpoint::of_path(head.path()) else { return Err(refused(&Refusal::UnknownPath, Dialect::OpenAi)) };
         let body = Bytes::copy_from_slice(body);
-        let content_type = head.value("content-type").unwrap_or("");
-        let read = if endpoint.is_multipart() { peek::multipart(content_type, &body) } else { peek::json(endpoint, &body) };
+        let read = match endpoint.is_multipart() {
+            true => peek::multipart(head.value("content-type").unwrap_or(""), &body),
+            false => peek::json(endpoint, &body),
+        };
         let peek = match read {
             // Whoever routes it may know the model by itself.
             Err(BadBody::NoModel) if head.observe => Peek::default(),
@@ -153,8 +154,10 @@ impl Request {
         if peek.names_other_models && !head.observe {
             return Err(refused(&Refusal::OtherModels, endpoint.dialect()));
         }
+        // The id takes the low 80 bits, the draw those above.
         let random = (u128::from(engine.random()) << 64) | u128::from(engine.random());
         let id = RequestId::new(started_ms, random).text();
+        let draw = (random >> 80) as u64;
         let observes = head.observe;
         let prompt_tokens = outbound::prompt_tokens(peek.model.as_deref().unwrap_or_default(), &peek);
         // Boxed: it is some thousand bytes, and goes through several hands.
@@ -185,7 +188,7 @@ impl Request {
         let step = match engine.away() {
             _ if request.observed.is_some() => Step::Pass,
             Some(_) => Step::Admit(request.ask()),
-            None => request.plan_and_try(engine.random()),
+            None => request.plan_and_try(draw, started_ms),
         };
         Ok((request, step))
     }
@@ -219,7 +222,7 @@ impl Request {
                 self.cover = admission.covered_tokens.map(Cover::new);
                 let draw = admission.draw;
                 self.admission = Some(Box::new(admission));
-                self.plan_and_try(draw)
+                self.plan_and_try(draw, now_ms())
             }
             // The node is there and says no: its words are the caller's. What it said before about the key no longer holds.
             400..500 => {
@@ -234,7 +237,7 @@ impl Request {
                     (Some(Away::ConfigOnly(_)), Some(known)) => {
                         self.who = known.who;
                         self.unknown = false;
-                        self.plan_and_try(self.engine.random())
+                        self.plan_and_try(self.engine.random(), now_ms())
                     }
                     _ => self.refuse(&Refusal::LedgerStopped { retry_after_ms: AWAY_RETRY_MS }),
                 }
@@ -307,7 +310,7 @@ impl Request {
         let verdict = plan.after(&current.attempt, &outcome, now_ms());
         current.judged = true;
         match verdict {
-            Verdict::TryNext => self.attempt(),
+            Verdict::TryNext => self.attempt(now_ms()),
             Verdict::Refuse(no) => {
                 let refusal = denied::refusal(no, self.peek.model.as_deref().unwrap_or_default(), Some(failure));
                 self.current = Some(current);
@@ -330,15 +333,16 @@ impl Request {
     }
 
     /// Appends a step of this request as it is packed.
-    pub fn write_step(&self, step: &Step, out: &mut String) {
+    pub fn write_step(&self, step: &Step, out: &mut String) -> Packed {
         match step {
             Step::Admit(body) => {
-                packed::line(out, "admit");
-                out.push_str(body);
+                let mut packer = Packer::new(packed::ADMIT, out);
+                packer.text(|out| out.push_str(body));
+                packer.step
             }
             Step::Try => self.write_attempt(out),
             Step::Refuse(refused) => refused.pack(out),
-            Step::Pass => packed::line(out, "pass"),
+            Step::Pass => Packed::default(),
         }
     }
 

@@ -15,6 +15,7 @@ fn the_header_and_the_binding_declare_what_the_library_exports() {
     let bindings = cbindgen::Builder::new()
         .with_config(config)
         .with_src(root.join("src/ffi.rs"))
+        .with_src(root.join("src/packed.rs"))
         .with_src(root.join("src/engine.rs"))
         .generate()
         .unwrap();
@@ -37,7 +38,7 @@ fn the_header_and_the_binding_declare_what_the_library_exports() {
     assert_eq!(&binding[start..end], declarations, "lib/resty/weir.lua declares something else");
 }
 
-/// What is left of a header without its comments and directives, which LuaJIT's parser does not read.
+/// A header without its comments and directives, which LuaJIT's parser does not read; its constants declared instead.
 fn declarations(header: &str) -> String {
     let mut text = String::new();
     let mut rest = header;
@@ -47,6 +48,10 @@ fn declarations(header: &str) -> String {
         rest = &rest[at + length + 2..];
     }
     text.push_str(rest);
-    let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
-    lines.flat_map(|line| [line, "\n"]).collect()
+    let lines = text.lines().filter(|line| !line.trim().is_empty()).filter_map(|line| {
+        let Some(defined) = line.strip_prefix("#define ") else { return (!line.starts_with('#')).then(|| format!("{line}\n")) };
+        let (name, value) = defined.split_once(' ')?;
+        Some(format!("static const int {name} = {value};\n"))
+    });
+    lines.collect()
 }

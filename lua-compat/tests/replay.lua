@@ -24,7 +24,7 @@ local function replay(exchange)
     local kept = {}
     for name, value in pairs(exchange.headers) do kept[name] = value end
     for _, name in ipairs(step.remove) do kept[name] = nil end
-    for _, header in ipairs(step.set) do kept[header[1]] = header[2] end
+    step:set_headers(function(name, value) kept[name] = value end)
     attempts[#attempts + 1] = { path = step.uri, headers = kept, body = step.body_bytes and assert(request:body()) or body }
     local answer = assert(exchange.answers[#attempts], "an answer for each attempt")
     if RETRIED[answer.status] then

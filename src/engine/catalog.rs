@@ -12,6 +12,7 @@ use super::provider::Kind;
 use super::tokens::Family;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Everything `routing.toml` and `prices.toml` say.
@@ -171,6 +172,8 @@ pub struct Model {
 /// One provider's model behind a callers' name.
 #[derive(Debug, Clone)]
 pub struct Target {
+    /// Names it, as it is configured now.
+    pub id: TargetId,
     /// The provider.
     pub provider: Arc<Provider>,
     /// The callers' name of the model (for an inferred target: what was asked).
@@ -189,6 +192,24 @@ pub struct Target {
     pub configured: bool,
     /// Health and measurements; outlives reloads.
     pub state: Arc<TargetState>,
+}
+
+/// A name for a target, for who keeps something made of it: no other target of this process was or will be called so, nor the same
+/// one after its configuration was loaded again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TargetId(u64);
+
+impl TargetId {
+    /// One that was not given before.
+    pub fn next() -> TargetId {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        TargetId(LAST.fetch_add(1, Relaxed) + 1)
+    }
+
+    /// The number, never 0.
+    pub fn number(self) -> u64 {
+        self.0
+    }
 }
 
 /// What a target costs.

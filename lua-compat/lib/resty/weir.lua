@@ -4,6 +4,7 @@
 --   local engine = assert(weir.open{ routing = "/etc/weir/routing.toml", prices = "/etc/weir/prices.toml" })
 --   local request, step = engine:begin{ path = "/v1/chat/completions", headers = headers, body = body }
 --   step.kind                  "admit" | "try" | "refuse" | "pass"; step.remove and answer.remove are shared between requests: read only
+--   step:set_headers(set)      sets the headers of an attempt, by set(name, value)
 --   request:admitted(status, body) -> step     request:next{ status =, from_upstream =, last =, error =, retry_after_ms = } -> step
 --   request:hosts()            the host of each attempt that may still follow
 --   request:body()             the body of the attempt
@@ -17,26 +18,55 @@
 -- Every call returns nil, message, code on a failure; code -2 is a panic in the library.
 
 local ffi = require "ffi"
-
-local ABI = 2
-local TOO_SMALL, UNCHANGED, ENDED, STOP, EXTEND, PANICKED = 2, 1, 3, 4, 8, -2
+local band = require("bit").band
 
 ffi.cdef [[
+static const int WEIR_ABI_VERSION = 3;
+static const int WEIR_OK = 0;
+static const int WEIR_UNCHANGED = 1;
+static const int WEIR_TOO_SMALL = 2;
+static const int WEIR_ENDED = 3;
+static const int WEIR_STOP = 4;
+static const int WEIR_EXTEND = 8;
+static const int WEIR_BAD_ARGUMENT = -1;
+static const int WEIR_PANICKED = -2;
+static const int WEIR_FROM_UPSTREAM = 1;
+static const int WEIR_LAST = 2;
+static const int WEIR_TEXTS_MAX = 6;
+static const int WEIR_PASS = 0;
+static const int WEIR_ADMIT = 1;
+static const int WEIR_TRY = 2;
+static const int WEIR_REFUSE = 3;
+static const int WEIR_HEAD = 4;
+static const int WEIR_OWN_KEY = 1;
+static const int WEIR_FALLBACK = 2;
+static const int WEIR_EDITED = 4;
+static const int WEIR_STRIPS = 8;
 typedef struct weir_engine weir_engine;
 typedef struct weir_request weir_request;
+typedef struct {
+  uint32_t kind;
+  uint32_t flags;
+  uint32_t status;
+  uint32_t attempt;
+  size_t body_length;
+  uint64_t target;
+  uint32_t lengths[WEIR_TEXTS_MAX];
+} weir_step;
 uint32_t weir_abi_version(void);
 int32_t weir_engine_open(const uint8_t *settings, size_t settings_length, weir_engine **engine, uint8_t *buffer, size_t capacity, size_t *length);
 void weir_engine_close(weir_engine *engine);
 uint64_t weir_engine_generation(const weir_engine *engine);
 int32_t weir_engine_problems(const weir_engine *engine, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_engine_metrics(const weir_engine *engine, uint8_t *buffer, size_t capacity, size_t *length);
-int32_t weir_request_begin(const weir_engine *engine, const uint8_t *head, size_t head_length, const uint8_t *body, size_t body_length, weir_request **request, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_begin(const weir_engine *engine, const uint8_t *head, size_t head_length, const uint8_t *body, size_t body_length, weir_request **request, weir_step *step, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_result(const weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
-int32_t weir_request_admitted(weir_request *request, uint32_t status, const uint8_t *answer, size_t answer_length, uint8_t *buffer, size_t capacity, size_t *length);
-int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t what, int64_t retry_after_ms, const uint8_t *error, size_t error_length, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_admitted(weir_request *request, uint32_t status, const uint8_t *answer, size_t answer_length, weir_step *step, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t what, int64_t retry_after_ms, const uint8_t *error, size_t error_length, weir_step *step, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_target(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_hosts(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_body(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
-int32_t weir_request_answer(weir_request *request, uint32_t status, const uint8_t *head, size_t head_length, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_answer(weir_request *request, uint32_t status, const uint8_t *head, size_t head_length, weir_step *step, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_feed(weir_request *request, const uint8_t *chunk, size_t chunk_length, uint32_t last, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_extension(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_extended(weir_request *request, uint32_t status, const uint8_t *answer, size_t answer_length);
@@ -44,14 +74,22 @@ int32_t weir_request_end(weir_request *request, uint32_t status, uint32_t client
 void weir_request_free(weir_request *request);
 ]]
 
+local C = ffi.C
+local ABI, BAD_ARGUMENT, PANICKED, NO_ROW = C.WEIR_ABI_VERSION, C.WEIR_BAD_ARGUMENT, C.WEIR_PANICKED, C.WEIR_ENDED
+local UNCHANGED, TOO_SMALL, STOP, EXTEND = C.WEIR_UNCHANGED, C.WEIR_TOO_SMALL, C.WEIR_STOP, C.WEIR_EXTEND
+local FROM_UPSTREAM, LAST = C.WEIR_FROM_UPSTREAM, C.WEIR_LAST
+local ADMIT, TRY, REFUSE = C.WEIR_ADMIT, C.WEIR_TRY, C.WEIR_REFUSE
+local OWN_KEY, FALLBACK, EDITED, STRIPS = C.WEIR_OWN_KEY, C.WEIR_FALLBACK, C.WEIR_EDITED, C.WEIR_STRIPS
+
 --- NO_ROW: the code of a request that ends without a row.
-local _M = { ABI = ABI, NO_ROW = ENDED }
+local _M = { ABI = ABI, NO_ROW = NO_ROW }
 
 -- Results are rarely longer; what is gets a larger buffer, which is kept up to KEEP bytes.
 local KEEP = 1048576
 local capacity = 16384
 local buffer = ffi.new("uint8_t[?]", capacity)
 local length = ffi.new("size_t[1]")
+local step = ffi.new("weir_step")
 local engine_out = ffi.new("weir_engine *[1]")
 local request_out = ffi.new("weir_request *[1]")
 
@@ -94,7 +132,7 @@ local function load_library(path)
   return lib
 end
 
-local MESSAGES = { [ENDED] = "the request has ended, or has no row", [-1] = "bad argument", [PANICKED] = "the library panicked" }
+local MESSAGES = { [NO_ROW] = "the request has ended, or has no row", [BAD_ARGUMENT] = "bad argument", [PANICKED] = "the library panicked" }
 
 local function failed(code)
   return nil, MESSAGES[code] or ("code " .. code), code
@@ -105,25 +143,33 @@ local function grow(to)
   buffer = ffi.new("uint8_t[?]", to)
 end
 
---- The result of a call on a request, from a larger buffer if need be.
-local function result(request, code)
+--- Where the result of a call on a request is: in a larger buffer if need be.
+local function result_at(handle, code)
   if code == TOO_SMALL then
     local needed = tonumber(length[0])
+    local target
     if needed > KEEP then
-      local large = ffi.new("uint8_t[?]", needed)
-      code = lib.weir_request_result(request, large, needed, length)
-      if code ~= 0 then return failed(code) end
-      return ffi.string(large, length[0])
+      target = ffi.new("uint8_t[?]", needed)
+    else
+      grow(needed)
+      target = buffer
     end
-    grow(needed)
-    code = lib.weir_request_result(request, buffer, capacity, length)
+    code = lib.weir_request_result(handle, target, needed, length)
+    if code ~= 0 then return failed(code) end
+    return target
   end
   if code ~= 0 and code ~= STOP then return failed(code) end
-  return ffi.string(buffer, length[0])
+  return buffer
+end
+
+local function result(handle, code)
+  local at, why, failure = result_at(handle, code)
+  if not at then return nil, why, failure end
+  return ffi.string(at, length[0])
 end
 
 -- Patterns are not compiled, looking for plain text is.
-local find, sub, byte, concat = string.find, string.sub, string.byte, table.concat
+local find, sub, byte, concat, string = string.find, string.sub, string.byte, table.concat, ffi.string
 local COLON = 58
 
 --- The line that begins at `at`, and where the next one does.
@@ -132,23 +178,7 @@ local function line_at(text, at)
   return sub(text, at, stop - 1), stop + 1
 end
 
-local function number_at(text, at)
-  local line, after = line_at(text, at)
-  return tonumber(line), after
-end
-
-local function pairs_at(text, at, count)
-  local list = {}
-  for index = 1, count do
-    local name, value
-    name, at = line_at(text, at)
-    value, at = line_at(text, at)
-    list[index] = { name, value }
-  end
-  return list, at
-end
-
-local function names_in(text)
+local function lines_of(text)
   local list, count, at = {}, 0, 1
   while at <= #text do
     count = count + 1
@@ -157,97 +187,118 @@ local function names_in(text)
   return list
 end
 
--- Attempts at one target differ in a few fields, and one client's requests hardly in the headers that stay here. What is the same is
--- taken apart once and shared: nobody may change these tables.
+local function headers_of(text)
+  local list, count, at = {}, 0, 1
+  while at <= #text do
+    local name, value
+    name, at = line_at(text, at)
+    value, at = line_at(text, at)
+    count = count + 1
+    list[count] = { name, value }
+  end
+  return list
+end
+
+-- What a step says of its target is always the same, and one client's requests hardly differ in the headers that stay here. What is
+-- the same is taken apart once and shared: nobody may change these tables. Nothing kept has a key in it.
 local KEPT_MAX, KEPT_BYTES_MAX = 1000, 1024
 
---- `cache`: what takes a block apart, and the blocks that it has.
-local function shared(cache, block)
-  local parsed = cache.by_block[block]
-  if parsed then return parsed end
-  parsed = cache.parse(block)
-  if #block > KEPT_BYTES_MAX then return parsed end
-  if cache.count >= KEPT_MAX then cache.by_block, cache.count = {}, 0 end
-  cache.by_block[block], cache.count = parsed, cache.count + 1
+--- What `key` stands for in `cache`, which was made of `text` and is to be kept.
+local function keep(cache, key, parsed)
+  if cache.count >= KEPT_MAX then cache.by_key, cache.count = {}, 0 end
+  cache.by_key[key], cache.count = parsed, cache.count + 1
   return parsed
 end
 
-local function parse_target(block)
-  local target, at = {}, 1
-  target.provider, at = line_at(block, at)
-  target.model, at = line_at(block, at)
-  target.scheme, at = line_at(block, at)
-  target.authority, at = line_at(block, at)
-  target.host, at = line_at(block, at)
-  target.port, at = number_at(block, at)
-  target.connect_ms, at = number_at(block, at)
-  target.first_event_ms, at = number_at(block, at)
-  target.between_events_ms = number_at(block, at)
-  return target
+--- `cache`: what takes a text apart, and the texts that it has.
+local function shared(cache, text)
+  local parsed = cache.by_key[text]
+  if parsed then return parsed end
+  parsed = cache.parse(text)
+  if #text > KEPT_BYTES_MAX then return parsed end
+  return keep(cache, text, parsed)
 end
 
-local targets = { parse = parse_target, by_block = {}, count = 0 }
-local names = { parse = names_in, by_block = {}, count = 0 }
+local targets = { by_key = {}, count = 0 }
+local names = { parse = lines_of, by_key = {}, count = 0 }
+local constants = { parse = headers_of, by_key = {}, count = 0 }
 
---- The bytes that a line with their number announces.
-local function block_at(text, at)
-  local count
-  count, at = number_at(text, at)
-  return sub(text, at, at + count - 1), at + count
-end
+local Step = {}
+Step.__index = Step
 
-local function parse_try(text, at)
-  local request_id, uri, attempt, own_key, was_fallback, body_bytes, block, removed, count
-  request_id, at = line_at(text, at)
-  uri, at = line_at(text, at)
-  attempt, at = number_at(text, at)
-  own_key, at = line_at(text, at)
-  was_fallback, at = line_at(text, at)
-  body_bytes, at = number_at(text, at)
-  block, at = block_at(text, at)
-  removed, at = block_at(text, at)
-  count, at = number_at(text, at)
-  local target = shared(targets, block)
-  return {
-    kind = "try", request_id = request_id, uri = uri, attempt = attempt, own_key = own_key == "true", was_fallback = was_fallback == "true",
-    body_bytes = body_bytes, provider = target.provider, model = target.model, scheme = target.scheme, authority = target.authority,
-    host = target.host, port = target.port, connect_ms = target.connect_ms, first_event_ms = target.first_event_ms,
-    between_events_ms = target.between_events_ms, remove = shared(names, removed),
-    set = pairs_at(text, at, count),
-  }
-end
-
-local function parse(text)
-  local kind, at = line_at(text, 1)
-  if kind == "try" then return parse_try(text, at) end
-  if kind == "admit" then return { kind = "admit", body = sub(text, at) } end
-  if kind == "refuse" then
-    local status, count, headers
-    status, at = number_at(text, at)
-    count, at = number_at(text, at)
-    headers, at = pairs_at(text, at, count)
-    return { kind = "refuse", status = status, headers = headers, body = sub(text, at) }
-  end
-  return { kind = "pass" }
+--- Sets the headers of an attempt, by set(name, value).
+function Step:set_headers(set)
+  set("x-request-id", self.request_id)
+  for _, header in ipairs(self.constant) do set(header[1], header[2]) end
+  if self.key then set(self.key_name, self.key) end
 end
 
 local Request = {}
 Request.__index = Request
 
-local function stepped(self, code)
-  local text, why, failure = result(self.handle, code)
+local function target_of(handle)
+  local text, why, failure = result(handle, lib.weir_request_target(handle, buffer, capacity, length))
   if not text then return nil, why, failure end
-  return parse(text)
+  local fields = lines_of(text)
+  local target = {
+    provider = fields[1], model = fields[2], scheme = fields[3], authority = fields[4], host = fields[5], port = tonumber(fields[6]),
+    connect_ms = tonumber(fields[7]), first_event_ms = tonumber(fields[8]), between_events_ms = tonumber(fields[9]),
+  }
+  -- What a step does not have itself it has from here.
+  return { __index = setmetatable(target, Step) }
+end
+
+local function try_of(handle, at)
+  local lengths = step.lengths
+  local request_id = string(at, lengths[0])
+  at = at + lengths[0]
+  local uri = string(at, lengths[1])
+  at = at + lengths[1]
+  local remove = shared(names, string(at, lengths[2]))
+  at = at + lengths[2]
+  local constant = shared(constants, string(at, lengths[3]))
+  at = at + lengths[3]
+  local key_name, key
+  if lengths[4] > 0 then
+    key_name = string(at, lengths[4])
+    key = string(at + lengths[4], lengths[5])
+  end
+  local flags, attempt = step.flags, step.attempt
+  local body_bytes = band(flags, EDITED) ~= 0 and tonumber(step.body_length) or nil
+  local number = tonumber(step.target)
+  local target = targets.by_key[number]
+  if not target then
+    local why, failure
+    target, why, failure = target_of(handle)
+    if not target then return nil, why, failure end
+    keep(targets, number, target)
+  end
+  return setmetatable({
+    kind = "try", request_id = request_id, uri = uri, attempt = attempt, own_key = band(flags, OWN_KEY) ~= 0,
+    was_fallback = band(flags, FALLBACK) ~= 0, body_bytes = body_bytes, remove = remove, constant = constant, key_name = key_name, key = key,
+  }, target)
+end
+
+local function stepped(self, code)
+  local at, why, failure = result_at(self.handle, code)
+  if not at then return nil, why, failure end
+  local kind, lengths = step.kind, step.lengths
+  if kind == TRY then return try_of(self.handle, at) end
+  if kind == ADMIT then return { kind = "admit", body = string(at, lengths[0]) } end
+  if kind == REFUSE then
+    return { kind = "refuse", status = step.status, headers = headers_of(string(at, lengths[0])), body = string(at + lengths[0], lengths[1]) }
+  end
+  return { kind = "pass" }
 end
 
 function Request:admitted(status, answer)
   answer = answer or ""
-  return stepped(self, lib.weir_request_admitted(self.handle, status, answer, #answer, buffer, capacity, length))
+  return stepped(self, lib.weir_request_admitted(self.handle, status, answer, #answer, step, buffer, capacity, length))
 end
 
 function Request:next(outcome)
   local err = outcome.error or ""
-  return stepped(self, lib.weir_request_next(self.handle, outcome.status or 0, (outcome.from_upstream and 1 or 0) + (outcome.last and 2 or 0), outcome.retry_after_ms or -1, err, #err, buffer, capacity, length))
+  return stepped(self, lib.weir_request_next(self.handle, outcome.status or 0, (outcome.from_upstream and FROM_UPSTREAM or 0) + (outcome.last and LAST or 0), outcome.retry_after_ms or -1, err, #err, step, buffer, capacity, length))
 end
 
 function Request:hosts()
@@ -299,13 +350,13 @@ end
 
 function Request:answer(status, headers, seen)
   local head = head_of(nil, seen or {}, headers)
-  local text, why, failure = result(self.handle, lib.weir_request_answer(self.handle, status, head, #head, buffer, capacity, length))
-  if not text then return nil, why, failure end
-  local strips, removed, count, at
-  strips, at = line_at(text, 1)
-  removed, at = block_at(text, at)
-  count, at = number_at(text, at)
-  return { strips = strips == "1", remove = shared(names, removed), set = pairs_at(text, at, count) }
+  local at, why, failure = result_at(self.handle, lib.weir_request_answer(self.handle, status, head, #head, step, buffer, capacity, length))
+  if not at then return nil, why, failure end
+  local lengths = step.lengths
+  return {
+    strips = band(step.flags, STRIPS) ~= 0, remove = shared(names, string(at, lengths[0])),
+    set = headers_of(string(at + lengths[0], lengths[1])),
+  }
 end
 
 function Request:feed(chunk, last)
@@ -349,16 +400,16 @@ Engine.__index = Engine
 function Engine:begin(asked)
   local own = { account = asked.account, tier = asked.tier, observe = asked.observe, fixed = asked.fixed }
   local head, body = head_of(asked.path, own, asked.headers or {}), asked.body or ""
-  local code = lib.weir_request_begin(self.handle, head, #head, body, #body, request_out, buffer, capacity, length)
+  local code = lib.weir_request_begin(self.handle, head, #head, body, #body, request_out, step, buffer, capacity, length)
   if code < 0 then return failed(code) end
   local handle = ffi.gc(request_out[0], free_request)
   local request = setmetatable({ handle = handle }, Request)
-  local step, why, failure = stepped(request, code)
-  if not step then
+  local first, why, failure = stepped(request, code)
+  if not first then
     request:free()
     return nil, why, failure
   end
-  return request, step
+  return request, first
 end
 
 function Engine:generation()
@@ -405,7 +456,7 @@ function _M.open(settings)
   end
   local text = "{" .. table.concat(fields, ",") .. "}"
   local code = lib.weir_engine_open(text, #text, engine_out, buffer, capacity, length)
-  if code == -1 then return nil, ffi.string(buffer, length[0]), code end
+  if code == BAD_ARGUMENT then return nil, ffi.string(buffer, length[0]), code end
   if code ~= 0 then return failed(code) end
   local handle = ffi.gc(engine_out[0], close_engine)
   return setmetatable({ handle = handle }, Engine)

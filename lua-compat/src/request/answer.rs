@@ -5,27 +5,28 @@ use crate::admission::covered;
 use crate::cover::Covered;
 use crate::engine::now_ms;
 use crate::head::Head;
-use crate::packed;
+use crate::packed::{self, Packed, Packer};
 use bytes::Bytes;
 use serde_json::json;
 use weir::engine::dialect::Dialect;
 use weir::engine::meter::{StreamMeter, Watch};
 use weir::engine::outbound;
+use weir::engine::peek::Pieces;
 use weir::engine::provider::Kind;
 use weir::engine::refusal::Refusal;
 use weir::engine::route::Outcome;
 use weir::engine::tokens;
 
 impl Request {
-    /// An answer begins. Appends the header names to take out and those to put in, as the packed attempt has them.
-    pub fn answer(&mut self, status: u16, head: &[u8], out: &mut String) {
+    /// An answer begins. Appends the headers to take out and those to put in.
+    pub fn answer(&mut self, status: u16, head: &[u8], out: &mut String) -> Packed {
         let head = Head::parse_answer(head);
         if self.observed.is_some() {
-            return self.observe(status, head, out);
+            return self.observe(status, head);
         }
         if let Some(current) = &mut self.current {
             // The request has gone; the memory of its body may, too.
-            current.body = weir::engine::peek::Pieces::new();
+            current.body = Pieces::new();
             let is_stream = head.is_stream();
             let now_ms = now_ms();
             let is_answer = (200..300).contains(&status);
@@ -45,38 +46,35 @@ impl Request {
         self.body = Bytes::new();
         let strips = self.current.as_ref().is_some_and(|current| current.watch.strip_usage)
             && self.answer.as_ref().is_some_and(|answer| answer.is_stream);
-        packed::number(out, u64::from(strips));
         let nominated = head.value("connection");
         let stays = |name: &&str| {
             (!outbound::crosses_down(name) || nominated.is_some_and(|by| outbound::nominates(by, name))) && !FRAMING.contains(name)
         };
-        let mut block = packed::Block::new(out);
-        head.names().filter(stays).for_each(|name| block.line(name));
-        block.end();
-        self.write_told(out);
+        let mut packer = Packer::new(packed::HEAD, out);
+        packer.text(|out| head.names().filter(stays).for_each(|name| packed::line(out, name)));
+        packer.text(|out| self.write_told(out));
+        Packed { flags: if strips { packed::STRIPS } else { 0 }, ..packer.step }
     }
 
     /// The headers that the client gets beside the upstream's.
     fn write_told(&self, out: &mut String) {
         let flag = |is: bool| if is { "true" } else { "false" };
-        let mut headers = packed::Headers::new(out);
-        headers.header("x-request-id", "", self.shown_id());
-        headers.header("x-weir-request-id", "", self.request_id());
+        packed::header(out, "x-request-id", self.shown_id());
+        packed::header(out, "x-weir-request-id", self.request_id());
         if let Some(current) = &self.current {
-            headers.header("x-provider-used", "", &current.attempt.target.provider.name);
-            headers.header("x-model-used", "", &current.attempt.target.upstream_model);
-            headers.header("x-used-byok", "", flag(current.own_key));
-            headers.header("x-was-fallback", "", flag(current.was_fallback));
-            headers.header("x-weir-attempts", "", itoa::Buffer::new().format(self.attempts));
+            packed::header(out, "x-provider-used", &current.attempt.target.provider.name);
+            packed::header(out, "x-model-used", &current.attempt.target.upstream_model);
+            packed::header(out, "x-used-byok", flag(current.own_key));
+            packed::header(out, "x-was-fallback", flag(current.was_fallback));
+            packed::header(out, "x-weir-attempts", itoa::Buffer::new().format(self.attempts));
         }
         for (name, value) in self.admission.iter().flat_map(|admission| &admission.headers) {
-            headers.header(name, "", value);
+            packed::header(out, name, value);
         }
-        headers.end();
     }
 
     /// An answer begins that others asked for: nothing of it is changed.
-    fn observe(&mut self, status: u16, head: Head, out: &mut String) {
+    fn observe(&mut self, status: u16, head: Head) -> Packed {
         let is_stream = head.is_stream();
         let model = head.model().map(str::to_owned).or_else(|| self.peek.model.clone());
         if (200..300).contains(&status) && self.answer.is_none() {
@@ -91,7 +89,7 @@ impl Request {
         self.attempts = 1;
         self.observed = Some(Observed { provider: head.provider().map(str::to_owned), model });
         self.status = status;
-        out.push_str("0\n0\n0\n");
+        Packed { kind: packed::HEAD, ..Packed::default() }
     }
 
     /// Takes a chunk of the answer; `last`: none follows. Appends what goes out to `out` unless it is the chunk itself.

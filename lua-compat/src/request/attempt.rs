@@ -2,9 +2,8 @@
 
 use super::{Current, FRAMING, Request};
 use crate::admission::Payment;
-use crate::engine::now_ms;
 use crate::head::Fixed;
-use crate::packed::{self, Step};
+use crate::packed::{self, Packed, Packer, Step};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,16 +13,21 @@ use weir::engine::meter::Watch;
 use weir::engine::outbound;
 use weir::engine::peek;
 use weir::engine::policy::ByokWish;
-use weir::engine::provider::{Auth, spec};
+use weir::engine::provider::{Auth, Spec, spec};
 use weir::engine::refusal::{Refusal, denied};
 use weir::engine::route::{self, Ask, Attempt, Caller, Draw, Outcome, Payer};
 use zeroize::Zeroizing;
 
-/// Headers that carry a key at one provider or another.
-const CREDENTIALS: [&str; 4] = ["authorization", "x-api-key", "api-key", "x-goog-api-key"];
+/// Headers that carry a key at one provider or another, a line each.
+const KEYS: &str = "authorization\nx-api-key\napi-key\nx-goog-api-key\n";
+
+/// One of [`KEYS`].
+fn is_key(name: &str) -> bool {
+    matches!(name, "authorization" | "x-api-key" | "api-key" | "x-goog-api-key")
+}
 
 impl Request {
-    pub(super) fn plan_and_try(&mut self, draw: u64) -> Step {
+    pub(super) fn plan_and_try(&mut self, draw: u64, now_ms: u64) -> Step {
         let byok = match self.head.value("x-weir-byok").map(str::to_ascii_lowercase).as_deref() {
             None => ByokWish::Unspecified,
             Some("prefer") => ByokWish::Prefer,
@@ -61,10 +65,10 @@ impl Request {
             prefix_hash: self.peek.prefix_hash,
         };
         let caller = Caller { tier: tier.as_deref(), scopes: &self.who.scopes, has_budget: self.who.has_budget, own_key: &own_key };
-        match route::plan(catalog, &ask, &caller, self.started_ms, Draw(draw), None) {
+        match route::plan(catalog, &ask, &caller, now_ms, Draw(draw), None) {
             Ok(plan) => {
                 self.plan = Some(plan);
-                self.attempt()
+                self.attempt(now_ms)
             }
             Err(no) => {
                 let refusal = denied::refusal(no, model, None);
@@ -74,9 +78,8 @@ impl Request {
     }
 
     /// The next attempt for which there is a key.
-    pub(super) fn attempt(&mut self) -> Step {
+    pub(super) fn attempt(&mut self, now_ms: u64) -> Step {
         loop {
-            let now_ms = now_ms();
             let Some(attempt) = self.plan.as_mut().and_then(|plan| plan.next(now_ms)) else {
                 let model = self.peek.model.as_deref().unwrap_or_default().into();
                 return self.refuse(&Refusal::NoPayer { model });
@@ -113,9 +116,8 @@ impl Request {
         let cap = self.admission.as_ref().and_then(|admission| admission.output_cap);
         let edits = outbound::edits(self.endpoint, &self.peek, row, &attempt, cap);
         let pieces = peek::edit(self.endpoint, &self.body, &self.peek, &edits);
-        let uri = self.uri(&attempt);
-        if self.attempts == 1 {
-            self.keep_what_can_follow((provider.base.scheme(), &*uri, &edits), cap);
+        if self.attempts == 1 && self.head.fixed != Fixed::default() {
+            self.keep_what_can_follow(&attempt, &edits, cap);
         }
         if key.iter().flat_map(|key| key.bytes()).any(|byte| byte.is_ascii_control()) {
             let model = self.peek.model.as_deref().unwrap_or_default().into();
@@ -129,7 +131,6 @@ impl Request {
             attempt,
             own_key,
             key,
-            uri,
             body: pieces,
             watch,
             started_ms: now_ms,
@@ -138,89 +139,93 @@ impl Request {
         Step::Try
     }
 
-    /// Appends the attempt under way as it is packed; nothing when there is none.
-    pub(super) fn write_attempt(&self, out: &mut String) {
+    /// Appends the attempt under way as it is packed. Without one, which no step says: nobody's answer is passed on.
+    pub(super) fn write_attempt(&self, out: &mut String) -> Packed {
+        let Some(current) = &self.current else { return Packed::default() };
+        let row = spec(current.attempt.target.provider.kind);
+        let mut packer = Packer::new(packed::TRY, out);
+        packer.text(|out| out.push_str(self.request_id()));
+        packer.text(|out| self.write_uri(&current.attempt, out));
+        packer.text(|out| self.write_removed(current, out));
+        packer.text(|out| self.write_set(row, out));
+        if let Some(key) = &current.key {
+            let (name, scheme) = match row.auth() {
+                Auth::Bearer => ("authorization", "Bearer "),
+                Auth::Header(name) => (name, ""),
+            };
+            packer.text(|out| out.push_str(name));
+            packer.text(|out| [scheme, key].into_iter().for_each(|part| out.push_str(part)));
+        }
+        let flag = |is: bool, flag: u32| if is { flag } else { 0 };
+        // A later attempt finds the body of the one before in its place.
+        let is_edited = current.is_edited || self.attempts > 1;
+        Packed {
+            flags: flag(current.own_key, packed::OWN_KEY) | flag(current.was_fallback, packed::FALLBACK) | flag(is_edited, packed::EDITED),
+            attempt: self.attempts,
+            body_length: current.body.iter().map(|piece| piece.len()).sum(),
+            target: current.attempt.target.id.number(),
+            ..packer.step
+        }
+    }
+
+    /// Appends where the attempt under way goes, a field a line: provider, model, scheme, authority, host, port, and the milliseconds
+    /// to connect, to the first event and between events. Nothing without one.
+    pub fn write_target(&self, out: &mut String) {
         let Some(current) = &self.current else { return };
         let target = &current.attempt.target;
         let base = &target.provider.base;
-        packed::line(out, "try");
-        let id = self.request_id();
-        packed::line(out, id);
-        packed::line(out, &current.uri);
-        packed::number(out, self.attempts.into());
-        packed::flag(out, current.own_key);
-        packed::flag(out, current.was_fallback);
-        // A later attempt finds the body of the one before in its place.
-        match current.is_edited || self.attempts > 1 {
-            true => packed::number(out, current.body.iter().map(|piece| piece.len() as u64).sum()),
-            false => packed::line(out, "-"),
-        }
-        let mut place = packed::Block::new(out);
         for text in [&*target.provider.name, &target.upstream_model, base.scheme(), &base.authority, &base.host] {
-            place.line(text);
+            packed::line(out, text);
         }
-        place.number(base.port.into());
+        packed::line(out, itoa::Buffer::new().format(base.port));
         let timeouts = &target.provider.timeouts;
         for time in [timeouts.connect, timeouts.first_event, timeouts.between_events] {
-            place.number(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+            packed::line(out, itoa::Buffer::new().format(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)));
         }
-        place.end();
-        self.write_removed(current, out);
-        self.write_set(current, id, out);
     }
 
-    /// The client's headers that stay here.
+    /// The client's headers that stay here, and whatever another attempt may have set.
     fn write_removed(&self, current: &Current, out: &mut String) {
         let nominated = self.head.value("connection");
         let stays = |name: &&str| {
-            (!outbound::crosses_up(name, current.own_key) || nominated.is_some_and(|by| outbound::nominates(by, name)))
+            !is_key(name)
                 && !FRAMING.contains(name)
+                && (!outbound::crosses_up(name, current.own_key) || nominated.is_some_and(|by| outbound::nominates(by, name)))
         };
-        let mut block = packed::Block::new(out);
-        self.head.names().filter(stays).for_each(|name| block.line(name));
-        // Whatever another attempt may have set.
-        for name in CREDENTIALS {
-            if !self.head.names().any(|held| held == name) {
-                block.line(name);
-            }
-        }
-        block.end();
+        out.push_str(KEYS);
+        self.head.names().filter(stays).for_each(|name| packed::line(out, name));
     }
 
-    /// Headers to set, the provider's key among them.
-    fn write_set(&self, current: &Current, id: &str, out: &mut String) {
-        let row = spec(current.attempt.target.provider.kind);
-        let mut headers = packed::Headers::new(out);
-        headers.header("x-request-id", "", id);
-        headers.header("accept-encoding", "", "identity");
+    /// Headers to set, but for the request's id and the key.
+    fn write_set(&self, row: &Spec, out: &mut String) {
+        packed::header(out, "accept-encoding", "identity");
         for (name, value) in row.default_headers() {
             if self.head.value(name).is_none() {
-                headers.header(name, "", value);
+                packed::header(out, name, value);
             }
         }
-        if let Some(key) = &current.key {
-            match row.auth() {
-                Auth::Bearer => headers.header("authorization", "Bearer ", key),
-                Auth::Header(name) => headers.header(name, "", key),
-            }
-        }
-        headers.end();
     }
 
-    fn uri(&self, attempt: &Attempt) -> String {
-        let (provider, mut uri) = (&attempt.target.provider, String::with_capacity(64));
-        spec(provider.kind).write_path(provider, self.endpoint, &attempt.target.upstream_model, &mut uri);
-        uri
+    /// Appends path and query.
+    fn write_uri(&self, attempt: &Attempt, out: &mut String) {
+        let provider = &attempt.target.provider;
+        spec(provider.kind).write_path(provider, self.endpoint, &attempt.target.upstream_model, out);
     }
 
     /// Takes the attempts out of the plan that differ from the first where the proxy has no second choice.
-    fn keep_what_can_follow(&mut self, (first_scheme, first_uri, first_edits): (&str, &str, &peek::Edits<'_>), cap: Option<u64>) {
+    fn keep_what_can_follow(&mut self, first: &Attempt, first_edits: &peek::Edits<'_>, cap: Option<u64>) {
+        let Some(mut plan) = self.plan.take() else { return };
         let fixed = self.head.fixed;
-        let Some(mut plan) = self.plan.take_if(|_| fixed != Fixed::default()) else { return };
+        let uri = |attempt: &Attempt| {
+            let mut uri = String::with_capacity(64);
+            self.write_uri(attempt, &mut uri);
+            uri
+        };
+        let first_uri = uri(first);
         plan.keep_only(|attempt| {
             let edits = || outbound::edits(self.endpoint, &self.peek, spec(attempt.target.provider.kind), attempt, cap);
-            (!fixed.scheme || attempt.target.provider.base.scheme() == first_scheme)
-                && (!fixed.uri || self.uri(attempt) == first_uri)
+            (!fixed.scheme || attempt.target.provider.base.scheme() == first.target.provider.base.scheme())
+                && (!fixed.uri || uri(attempt) == first_uri)
                 && (!fixed.body || edits() == *first_edits)
         });
         self.plan = Some(plan);

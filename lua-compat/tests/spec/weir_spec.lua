@@ -64,6 +64,33 @@ describe("resty.weir", function()
     engine:close()
   end)
 
+  it("asks for a target again once its configuration was loaded again", function()
+    local text = [[
+[provider.one]
+kind = "openai-compatible"
+base_url = "http://%s.test/v1"
+[model.m]
+targets = [{ provider = "one", model = "m-upstream", price = "free" }]
+]]
+    local path = write(text:format "before")
+    local engine = assert(open { routing = path })
+    for _ = 1, 2 do
+      local request, step = ask(engine)
+      assert.same({ "before.test", nil }, { step.host, step.key })
+      request:free()
+    end
+    local before = engine:generation()
+    local file = assert(io.open(path, "w"))
+    file:write(text:format "after-a-while")
+    file:close()
+    local deadline = os.time() + 10
+    while engine:generation() == before and os.time() < deadline do os.execute "sleep 0.02" end
+    local request, step = ask(engine)
+    assert.same({ "after-a-while.test", "after-a-while.test", 80 }, { step.host, step.authority, step.port })
+    request:free()
+    engine:close()
+  end)
+
   it("tells what is wrong with settings and files", function()
     local engine, why = open { routing = "/nowhere/routing.toml" }
     assert.is_nil(engine)
@@ -79,7 +106,7 @@ describe("resty.weir", function()
     assert.equal("try", step.kind)
     assert.same({ "one", "http", "one.test", 80, "/v1/chat/completions", 1 }, { step.provider, step.scheme, step.host, step.port, step.uri, step.attempt })
     local set = {}
-    for _, header in ipairs(step.set) do set[header[1]] = header[2] end
+    step:set_headers(function(name, value) set[name] = value end)
     assert.equal("Bearer sk-test-aaaaaaaaaaaaaaaa", set.authorization)
     local removed = table.concat(step.remove, " ")
     assert.matches("authorization", removed, 1, true)

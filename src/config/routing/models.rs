@@ -2,7 +2,7 @@
 
 use super::{Check, Names, check_name, is_visible};
 use crate::config::walk::Table;
-use crate::engine::catalog::{Capabilities, Catalog, Model, Strategy, Target, TargetPrice};
+use crate::engine::catalog::{Capabilities, Catalog, Model, Strategy, Target, TargetId, TargetPrice};
 use crate::engine::tokens;
 use std::sync::Arc;
 
@@ -92,6 +92,7 @@ fn target(entry: &mut Table<'_>, model: &Arc<str>, catalog: &Catalog, check: &Ch
         None => price(entry, provider_name, &upstream_model, catalog),
     };
     Some(Target {
+        id: TargetId::next(),
         provider: Arc::clone(provider),
         model: Arc::clone(model),
         family: tokens::family(&upstream_model),

@@ -3,7 +3,7 @@
 use super::denied::Denied;
 use super::explain::Explanation;
 use super::{Ask, Caller, nearest};
-use crate::engine::catalog::{Catalog, Level, Model, Provider, Target, TargetPrice};
+use crate::engine::catalog::{Catalog, Level, Model, Provider, Target, TargetId, TargetPrice};
 use crate::engine::level::{AUTO, MODEL_PREFIX, find};
 use crate::engine::policy::{self, Closed};
 use crate::engine::provider::{Kind, infer};
@@ -105,6 +105,7 @@ fn make_targets(catalog: &Catalog, asked: &str, kind: Kind, upstream: &str, room
     for (slot, provider) in room.iter_mut().zip(providers.into_iter().flatten()) {
         let price = catalog.prices.get(format!("{}/{upstream}", provider.name).as_str());
         *slot = Some(Arc::new(Target {
+            id: TargetId::next(),
             provider: Arc::clone(provider),
             model: Arc::clone(&model),
             upstream_model: Arc::clone(&upstream),

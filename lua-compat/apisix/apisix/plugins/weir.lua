@@ -83,7 +83,7 @@ end
 --- Points the request at an attempt. The node is the one APISIX has picked or is about to pick.
 local function send_to(held, ctx, step)
   for _, name in ipairs(step.remove) do core.request.set_header(ctx, name, nil) end
-  for _, header in ipairs(step.set) do core.request.set_header(ctx, header[1], header[2]) end
+  step:set_headers(function(name, value) core.request.set_header(ctx, name, value) end)
   if step.body_bytes then
     local body, why = held.request:body()
     if not body then return nil, why end

@@ -45,7 +45,7 @@ local function send_to(held, step)
   end
   if step.kind ~= "try" then return broken("unexpected step " .. step.kind) end
   for _, name in ipairs(step.remove) do ngx.req.clear_header(name) end
-  for _, header in ipairs(step.set) do ngx.req.set_header(header[1], header[2]) end
+  step:set_headers(ngx.req.set_header)
   if step.body_bytes then
     local body, why = held.request:body()
     if not body then return broken(why) end

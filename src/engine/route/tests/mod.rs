@@ -7,7 +7,7 @@ mod order;
 mod outcomes;
 
 use super::*;
-use crate::engine::catalog::{BaseUrl, Level, Model, OnDisconnect, Retry, SecretRef, Strategy, Target, TargetPrice, Timeouts};
+use crate::engine::catalog::{BaseUrl, Level, Model, OnDisconnect, Retry, SecretRef, Strategy, Target, TargetId, TargetPrice, Timeouts};
 use crate::engine::money::{Credits, Factor, Usd};
 use crate::engine::policy::OPEN;
 use crate::engine::price::{Basis, Price, Rates, Sheet};
@@ -120,6 +120,7 @@ impl World {
                 self.provider(provider, |_| {});
             }
             made.targets.push(Arc::new(Target {
+                id: TargetId::next(),
                 provider: Arc::clone(&self.catalog.providers[provider]),
                 model: name.into(),
                 upstream_model: name.into(),

@@ -64,7 +64,7 @@ end
 local function send_to(held, step)
   local request = kong.service.request
   for _, name in ipairs(step.remove) do ngx.req.clear_header(name) end
-  for _, header in ipairs(step.set) do request.set_header(header[1], header[2]) end
+  step:set_headers(request.set_header)
   if step.body_bytes then
     local body, why = held.request:body()
     if not body then return nil, why end
