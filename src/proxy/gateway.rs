@@ -20,6 +20,7 @@ use crate::store::audit::{self, Actor};
 use crate::store::callers::{CallerKey, CallerKeys};
 use crate::store::ledger::{Facts, Ledger, Outcome};
 use crate::store::vault::ring::KeyRing;
+use crate::telemetry::aside::aside;
 use crate::telemetry::clock;
 use crate::telemetry::log_lines::{self, Severity};
 use crate::telemetry::metrics::Metrics;
@@ -38,6 +39,8 @@ pub struct Gateway {
     pub files: Files,
     /// How reloads went.
     pub reloads: Mutex<Reloads>,
+    /// Snapshots that requests may still have.
+    pub retired: Mutex<Vec<Arc<Catalog>>>,
     /// The store, for what is not on a request's path.
     pub store: Store,
     /// Callers' keys.
@@ -202,10 +205,25 @@ impl Gateway {
     pub fn reload(&self, when: Reload) -> Result<Reloaded, Vec<Problem>> {
         // One reload at a time, and none of them on a request's path.
         let mut reloads = self.reloads.lock();
-        let mut seen = self.files.fingerprint(&reloads.seen);
+        self.free_retired();
+        let seen = self.files.fingerprint(&reloads.seen);
         if when == Reload::IfChanged && reloads.seen == seen {
             return Ok(Reloaded::Unchanged);
         }
+        let reloads = &mut *reloads;
+        aside(|| self.load(reloads, seen))
+    }
+
+    /// Frees what no request has any more: a snapshot of ten thousand models takes milliseconds to free, which the request that lets go
+    /// of it last is not to wait for.
+    fn free_retired(&self) {
+        let free: Vec<_> = self.retired.lock().extract_if(.., |catalog| Arc::strong_count(catalog) == 1).collect();
+        if !free.is_empty() {
+            aside(|| drop(free));
+        }
+    }
+
+    fn load(&self, reloads: &mut Reloads, mut seen: Fingerprint) -> Result<Reloaded, Vec<Problem>> {
         let loaded = load(&self.files, &mut seen);
         reloads.seen = seen;
         match loaded {
@@ -215,7 +233,8 @@ impl Gateway {
                 if let Some(jwt) = &self.jwt {
                     jwt.use_tiers(catalog.tiers.values().map(|tier| (tier.name.clone(), tier.rank)).collect());
                 }
-                self.catalog.store(Arc::new(catalog));
+                let before = self.catalog.swap(Arc::new(catalog));
+                self.retired.lock().push(before);
                 reloads.generation += 1;
                 reloads.loaded_ms = clock::now_ms();
                 reloads.problems.clear();

@@ -1,0 +1,46 @@
+//! Work beside the requests that must not hold them up.
+
+use rustix::process::{getpriority_process, setpriority_process};
+
+/// How much nicer such work is: where everything is busy, a thread of requests gets nine times the time of it (sched(7), weights of nice
+/// values). Any more, and a reload would take longer than the second in which it should hold.
+const NICER: i32 = 10;
+
+/// Does `work` on a thread of its own that gives way to the others, and waits for it. Blocking; not for a worker. Where no thread can be
+/// had it is done on the caller's.
+pub fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let mut work = Some(work);
+    let mut done = None;
+    let nicer = || {
+        // On Linux a thread has a niceness of its own. Where it cannot be changed, it stays.
+        let _ = getpriority_process(None).and_then(|now| setpriority_process(None, now + NICER));
+        done = work.take().map(|work| work());
+    };
+    std::thread::scope(|scope| {
+        let _ = std::thread::Builder::new().name("aside".into()).spawn_scoped(scope, nicer);
+    });
+    match (done, work) {
+        (Some(done), _) => done,
+        (None, Some(work)) => work(),
+        // Not reached: the work is taken only to be done, and what panics in a scope panics here.
+        (None, None) => unreachable!("the work is done or still here"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_gives_way_and_nobody_else_does() {
+        let before = getpriority_process(None).unwrap();
+        let during = aside(|| getpriority_process(None).unwrap());
+        assert_eq!(during, (before + NICER).min(19));
+        assert_eq!(getpriority_process(None).unwrap(), before);
+    }
+
+    #[test]
+    fn a_panic_is_the_callers() {
+        assert!(std::panic::catch_unwind(|| aside(|| panic!("as asked"))).is_err());
+    }
+}
