@@ -84,9 +84,6 @@ struct Config {
 
 /// Runs the program. Errors go to stderr; 1 for what did not work, 2 for wrong usage.
 pub fn main() -> ExitCode {
-    // The allocator asks for huge pages; with them every connection's mostly empty buffers are wholly resident. Where the kernel
-    // knows no such switch, nothing changes.
-    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let arguments = Arguments::parse();
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
