@@ -143,20 +143,18 @@ local function grow(to)
   buffer = ffi.new("uint8_t[?]", to)
 end
 
+-- A result too large for the buffer. Held here until the next, for a pointer into it does not keep it from the collector.
+local large
+
 --- Where the result of a call on a request is: in a larger buffer if need be.
 local function result_at(handle, code)
   if code == TOO_SMALL then
     local needed = tonumber(length[0])
-    local target
-    if needed > KEEP then
-      target = ffi.new("uint8_t[?]", needed)
-    else
-      grow(needed)
-      target = buffer
-    end
-    code = lib.weir_request_result(handle, target, needed, length)
+    if needed <= KEEP then grow(needed) end
+    large = needed > KEEP and ffi.new("uint8_t[?]", needed) or buffer
+    code = lib.weir_request_result(handle, large, needed, length)
     if code ~= 0 then return failed(code) end
-    return target
+    return large
   end
   if code ~= 0 and code ~= STOP then return failed(code) end
   return buffer
@@ -165,7 +163,9 @@ end
 local function result(handle, code)
   local at, why, failure = result_at(handle, code)
   if not at then return nil, why, failure end
-  return ffi.string(at, length[0])
+  local text = ffi.string(at, length[0])
+  large = nil
+  return text
 end
 
 -- Patterns are not compiled, looking for plain text is.

@@ -11,10 +11,7 @@ use std::ops::Range;
 const CHANGES_USUAL: usize = 2;
 
 /// Room for their texts as a rule: a name, `stream_options` and a cap.
-const TEXT_USUAL: usize = 128;
-
-/// The texts of all edits, behind one another.
-type Texts = SmallVec<[u8; TEXT_USUAL]>;
+const TEXTS_USUAL: usize = 128;
 
 /// Bodies up to here are copied into one piece with their edits: that is less work than to hand several on.
 pub(super) const JOINED_BYTES_MAX: usize = 64 << 10;
@@ -25,7 +22,7 @@ const ASK_USAGE: &str = "\"include_usage\":true";
 /// The body with the edits, as slices of the original and small inserts in order (a short one in one piece); every other byte is as it came.
 /// Without an edit: the body alone. An edit that would change nothing is none.
 pub fn edit(endpoint: Endpoint, body: &Bytes, peek: &Peek, edits: &Edits<'_>) -> Pieces {
-    let mut changes = Changes::default();
+    let mut changes = Changes { places: SmallVec::new(), texts: String::with_capacity(TEXTS_USUAL) };
     if let Some(model) = edits.model {
         let value = changes.text(|text| if endpoint.is_multipart() { write_all(text, &[model]) } else { write_quoted(model, text) });
         changes.places.extend(peek.model_at.iter().map(|at| (at.clone(), value.clone())));
@@ -47,7 +44,7 @@ pub fn edit(endpoint: Endpoint, body: &Bytes, peek: &Peek, edits: &Edits<'_>) ->
             });
         }
     }
-    changes.places.retain(|(at, value)| body[at.clone()] != changes.texts[value.clone()]);
+    changes.places.retain(|(at, value)| body[at.clone()] != changes.texts.as_bytes()[value.clone()]);
     changes.places.sort_by_key(|(at, _)| at.start);
     if changes.places.is_empty() {
         Pieces::from_buf([body.clone()])
@@ -59,22 +56,22 @@ pub fn edit(endpoint: Endpoint, body: &Bytes, peek: &Peek, edits: &Edits<'_>) ->
 }
 
 /// What is put where.
-#[derive(Default)]
 struct Changes {
     /// The place in the body, the place in the texts.
     places: SmallVec<[(Range<usize>, Range<usize>); CHANGES_USUAL]>,
-    texts: Texts,
+    /// Behind one another.
+    texts: String,
 }
 
 impl Changes {
     /// A new text.
-    fn text(&mut self, write: impl FnOnce(&mut Texts)) -> Range<usize> {
+    fn text(&mut self, write: impl FnOnce(&mut String)) -> Range<usize> {
         let from = self.texts.len();
         write(&mut self.texts);
         from..self.texts.len()
     }
 
-    fn push(&mut self, at: Range<usize>, write: impl FnOnce(&mut Texts)) {
+    fn push(&mut self, at: Range<usize>, write: impl FnOnce(&mut String)) {
         let value = self.text(write);
         self.places.push((at, value));
     }
@@ -85,7 +82,7 @@ impl Changes {
         let mut from = 0;
         for (at, value) in &self.places {
             joined.extend_from_slice(&body[from..at.start]);
-            joined.extend_from_slice(&self.texts[value.clone()]);
+            joined.extend_from_slice(&self.texts.as_bytes()[value.clone()]);
             from = at.end;
         }
         joined.extend_from_slice(&body[from..]);
@@ -94,7 +91,7 @@ impl Changes {
 
     /// The same, cut out of the body.
     fn splice(self, body: &Bytes) -> Pieces {
-        let text = Bytes::from(self.texts.into_vec());
+        let text = Bytes::from(self.texts);
         let mut out = Pieces::with_capacity(2 * self.places.len() + 1);
         let mut from = 0;
         for (at, value) in self.places {
@@ -113,12 +110,12 @@ impl Changes {
     }
 }
 
-fn write_all(text: &mut Texts, parts: &[&str]) {
-    parts.iter().for_each(|part| text.extend_from_slice(part.as_bytes()));
+fn write_all(text: &mut String, parts: &[&str]) {
+    parts.iter().for_each(|part| text.push_str(part));
 }
 
 /// A word as JSON has it. Names of models hardly ever hold what must be escaped.
-fn write_quoted(word: &str, text: &mut Texts) {
+fn write_quoted(word: &str, text: &mut String) {
     if word.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
         write_all(text, &[&serde_json::Value::from(word).to_string()]);
     } else {
