@@ -1,4 +1,4 @@
-/* weir's engine behind a C interface. Made by cbindgen from src/ffi.rs (tests/header.rs).
+/* weir's engine behind a C interface. Made by cbindgen from src/ffi.rs and src/packed.rs (tests/header.rs).
  *
  * Bytes come in as a pointer and a length and are not kept. Results go to a buffer of the caller's: the call returns WEIR_TOO_SMALL and
  * the length that is needed when it is too small, and weir_request_result gives the result again. A handle lives until it is freed or
@@ -118,6 +118,11 @@
 #define WEIR_STRIPS 8
 
 /*
+ Texts of a target.
+ */
+#define WEIR_TARGET_TEXTS 5
+
+/*
  A worker's engine. Cheap to clone.
  */
 typedef struct weir_engine weir_engine;
@@ -152,7 +157,8 @@ typedef struct {
    */
   size_t body_length;
   /*
-   Where to send an attempt: see weir_request_target. What it says of a number, it always says.
+   Where to send an attempt: see weir_request_target. What it says of a number, it always says, but for 0: that is a target made for
+   one request, of which nothing is to be kept.
    */
   uint64_t target;
   /*
@@ -160,6 +166,32 @@ typedef struct {
    */
   uint32_t lengths[WEIR_TEXTS_MAX];
 } weir_step;
+
+/*
+ Where an attempt goes. The texts: provider, model, scheme, authority, host.
+ */
+typedef struct {
+  /*
+   The port.
+   */
+  uint32_t port;
+  /*
+   Milliseconds to connect.
+   */
+  uint32_t connect_ms;
+  /*
+   Milliseconds to the first event.
+   */
+  uint32_t first_event_ms;
+  /*
+   Milliseconds between events.
+   */
+  uint32_t between_events_ms;
+  /*
+   Bytes of each text.
+   */
+  uint32_t lengths[WEIR_TARGET_TEXTS];
+} weir_target;
 
 /*
  The interface's version.
@@ -244,13 +276,12 @@ int32_t weir_request_admitted(weir_request *request, uint32_t status, const uint
 int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t what, int64_t retry_after_ms, const uint8_t *error, size_t error_length, weir_step *step, uint8_t *buffer, size_t capacity, size_t *length);
 
 /*
- Where the attempt under way goes, a field a line: provider, model, scheme, authority, host, port, and the milliseconds to connect, to the
- first event and between events.
+ Where the attempt under way goes. 3: there is none. weir_request_result gives its texts from then on.
 
  # Safety
  The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
  */
-int32_t weir_request_target(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_target(weir_request *request, weir_target *place, uint8_t *buffer, size_t capacity, size_t *length);
 
 /*
  The host of each attempt that may still follow, a line each: for a proxy that must know before how many they are, and where.

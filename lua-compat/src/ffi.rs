@@ -1,8 +1,8 @@
-//! The C interface. `include/weir.h` and the binding's declarations are made from this file (`tests/header.rs`). Every export
+//! The C interface. `include/weir.h` and the binding's declarations are made from this file and `packed.rs` (`tests/header.rs`). Every export
 //! catches panics (-2) and takes bytes with their length; nothing here keeps a pointer it was given.
 
 use crate::engine::{Engine, now_ms};
-use crate::packed::Packed;
+use crate::packed::{Packed, Place};
 use crate::request::{Failed, Fed, Passage, Request};
 use crate::settings::Settings;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -365,22 +365,31 @@ pub unsafe extern "C" fn weir_request_next(
     }
 }
 
-/// Where the attempt under way goes, a field a line: provider, model, scheme, authority, host, port, and the milliseconds to connect, to the
-/// first event and between events.
+/// Where the attempt under way goes. 3: there is none. weir_request_result gives its texts from then on.
 ///
 /// # Safety
 /// The pointers are null or valid for their lengths; handles are open and used by one thread at a time.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn weir_request_target(request: *mut Handle, buffer: *mut u8, capacity: usize, length: *mut usize) -> i32 {
-    // SAFETY: the function's own conditions.
-    unsafe {
-        with(request, buffer, capacity, length, |request, out| {
-            let mut text = String::new();
-            request.write_target(&mut text);
-            *out = text.into_bytes();
-            OK
-        })
+pub unsafe extern "C" fn weir_request_target(
+    request: *mut Handle,
+    place: *mut Place,
+    buffer: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
+    if place.is_null() {
+        return BAD_ARGUMENT;
     }
+    let pack = |request: &mut Request, out: &mut Vec<u8>| {
+        let mut texts = String::new();
+        let Some(found) = request.write_target(&mut texts) else { return ENDED };
+        // SAFETY: not null, and the function's own condition.
+        unsafe { *place = found };
+        *out = texts.into_bytes();
+        OK
+    };
+    // SAFETY: the function's own conditions.
+    unsafe { with(request, buffer, capacity, length, pack) }
 }
 
 /// The host of each attempt that may still follow, a line each: for a proxy that must know before how many they are, and where.

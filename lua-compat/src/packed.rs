@@ -62,10 +62,30 @@ pub struct Packed {
     pub attempt: u32,
     /// Bytes of the body of an attempt.
     pub body_length: usize,
-    /// Where to send an attempt: see weir_request_target. What it says of a number, it always says.
+    /// Where to send an attempt: see weir_request_target. What it says of a number, it always says, but for 0: that is a target made for
+    /// one request, of which nothing is to be kept.
     pub target: u64,
     /// Bytes of each text.
     pub lengths: [u32; TEXTS_MAX],
+}
+
+/// Texts of a target.
+pub const TARGET_TEXTS: usize = 5;
+
+/// Where an attempt goes. The texts: provider, model, scheme, authority, host.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The port.
+    pub port: u32,
+    /// Milliseconds to connect.
+    pub connect_ms: u32,
+    /// Milliseconds to the first event.
+    pub first_event_ms: u32,
+    /// Milliseconds between events.
+    pub between_events_ms: u32,
+    /// Bytes of each text.
+    pub lengths: [u32; TARGET_TEXTS],
 }
 
 /// Puts a step together.
@@ -102,9 +122,12 @@ impl Refused {
     }
 }
 
-/// A text on a line.
+/// A text on a line. A line feed in it, which nothing that comes here has, becomes a space: it must not begin another.
 pub fn line(out: &mut String, text: &str) {
-    out.push_str(text);
+    match memchr::memchr(b'\n', text.as_bytes()) {
+        None => out.push_str(text),
+        Some(_) => out.extend(text.chars().map(|char| if char == '\n' { ' ' } else { char })),
+    }
     out.push('\n');
 }
 
@@ -120,10 +143,11 @@ mod tests {
 
     #[test]
     fn texts_stand_behind_one_another() {
-        let refused = Refused { status: 402, headers: vec![("a".into(), "1".into()), ("b".into(), String::new())], body: "no\n".into() };
+        let headers = vec![("a".into(), "1\n2".into()), ("b".into(), String::new())];
+        let refused = Refused { status: 402, headers, body: "no\n".into() };
         let mut out = String::from("before");
         let packed = refused.pack(&mut out);
-        assert_eq!((packed.kind, packed.status, packed.lengths), (REFUSE, 402, [7, 3, 0, 0, 0, 0]));
-        assert_eq!(out, "beforea\n1\nb\n\nno\n");
+        assert_eq!((packed.kind, packed.status, packed.lengths), (REFUSE, 402, [9, 3, 0, 0, 0, 0]));
+        assert_eq!(out, "beforea\n1 2\nb\n\nno\n");
     }
 }

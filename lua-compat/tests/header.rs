@@ -1,4 +1,4 @@
-//! The C header and the binding's declarations are made from `src/ffi.rs`; here they are held against it.
+//! The C header and the binding's declarations are made from `src/ffi.rs` and `src/packed.rs`; here they are held against it.
 //!
 //! After a change of the interface: `WEIR_WRITE_HEADER=1 cargo test -p libweir --test header`.
 
@@ -34,7 +34,7 @@ fn the_header_and_the_binding_declare_what_the_library_exports() {
         return;
     }
     let kept = fs::read_to_string(root.join("include/weir.h")).unwrap();
-    assert!(kept == header, "include/weir.h is not what src/ffi.rs says: see the top of this file");
+    assert!(kept == header, "include/weir.h is not what src/ffi.rs and src/packed.rs say: see the top of this file");
     assert_eq!(&binding[start..end], declarations, "lib/resty/weir.lua declares something else");
 }
 

@@ -201,11 +201,6 @@ fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
 }
 
-/// Names of models: whatever providers call theirs.
-fn is_visible(byte: u8) -> bool {
-    byte.is_ascii_graphic() && byte != b'"' && byte != b'\\'
-}
-
 fn plain_hint(allowed: fn(u8) -> bool) -> &'static str {
     if allowed(b'/') { ", quotes and backslashes" } else { ": letters, digits, '.', '_' and '-'" }
 }

@@ -172,7 +172,7 @@ pub struct Model {
 /// One provider's model behind a callers' name.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// Names it, as it is configured now.
+    /// Its number, as it is configured now.
     pub id: TargetId,
     /// The provider.
     pub provider: Arc<Provider>,
@@ -194,19 +194,27 @@ pub struct Target {
     pub state: Arc<TargetState>,
 }
 
-/// A name for a target, for who keeps something made of it: no other target of this process was or will be called so, nor the same
-/// one after its configuration was loaded again.
+/// A byte of a model's name: whatever providers call theirs.
+pub fn is_of_a_name(byte: u8) -> bool {
+    byte.is_ascii_graphic() && byte != b'"' && byte != b'\\'
+}
+
+/// A number for a target, for who keeps something made of it: no other target of this process had it or will, nor the same one after its
+/// configuration was loaded again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TargetId(u64);
 
 impl TargetId {
+    /// A target's that is made for one request: nothing is to be kept of it.
+    pub const UNKEPT: TargetId = TargetId(0);
+
     /// One that was not given before.
     pub fn next() -> TargetId {
         static LAST: AtomicU64 = AtomicU64::new(0);
         TargetId(LAST.fetch_add(1, Relaxed) + 1)
     }
 
-    /// The number, never 0.
+    /// The number; 0 for [`TargetId::UNKEPT`].
     pub fn number(self) -> u64 {
         self.0
     }

@@ -305,6 +305,10 @@ def test_inferred_providers(world):
         assert provider.last.json["model"] == upstream, model
     answer = weir.post("/v1/messages", {"model": "claude-sonnet-4", "max_tokens": 5, "messages": []})
     assert answer.status == 200 and world.claude.last.json["model"] == "claude-sonnet-4"
+    # What could not be configured as a name is not one that somebody else knows.
+    for model in ("gpt-4o\nhttp\nevil.test", "gpt-4o\r\nx-api-key: 1", "meta/llama 3", "openrouter/\u00e9", 'gpt-4o"', "gpt-4o\0"):
+        answer = weir.chat(model)
+        assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found"), model
     # A key with a budget may not use what has no price.
     answer = weir.chat("gpt-4o-mini", key=weir.key(credits=100))
     assert (answer.status, answer.json["error"]["code"]) == (403, "model_unpriced")

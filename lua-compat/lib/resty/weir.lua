@@ -4,7 +4,7 @@
 --   local engine = assert(weir.open{ routing = "/etc/weir/routing.toml", prices = "/etc/weir/prices.toml" })
 --   local request, step = engine:begin{ path = "/v1/chat/completions", headers = headers, body = body }
 --   step.kind                  "admit" | "try" | "refuse" | "pass"; step.remove and answer.remove are shared between requests: read only
---   step:set_headers(set)      sets the headers of an attempt, by set(name, value)
+--   step:set_headers(set)      sets the headers of an attempt, its key's too, by set(name, value)
 --   request:admitted(status, body) -> step     request:next{ status =, from_upstream =, last =, error =, retry_after_ms = } -> step
 --   request:hosts()            the host of each attempt that may still follow
 --   request:body()             the body of the attempt
@@ -42,6 +42,7 @@ static const int WEIR_OWN_KEY = 1;
 static const int WEIR_FALLBACK = 2;
 static const int WEIR_EDITED = 4;
 static const int WEIR_STRIPS = 8;
+static const int WEIR_TARGET_TEXTS = 5;
 typedef struct weir_engine weir_engine;
 typedef struct weir_request weir_request;
 typedef struct {
@@ -53,6 +54,13 @@ typedef struct {
   uint64_t target;
   uint32_t lengths[WEIR_TEXTS_MAX];
 } weir_step;
+typedef struct {
+  uint32_t port;
+  uint32_t connect_ms;
+  uint32_t first_event_ms;
+  uint32_t between_events_ms;
+  uint32_t lengths[WEIR_TARGET_TEXTS];
+} weir_target;
 uint32_t weir_abi_version(void);
 int32_t weir_engine_open(const uint8_t *settings, size_t settings_length, weir_engine **engine, uint8_t *buffer, size_t capacity, size_t *length);
 void weir_engine_close(weir_engine *engine);
@@ -63,7 +71,7 @@ int32_t weir_request_begin(const weir_engine *engine, const uint8_t *head, size_
 int32_t weir_request_result(const weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_admitted(weir_request *request, uint32_t status, const uint8_t *answer, size_t answer_length, weir_step *step, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_next(weir_request *request, uint32_t status, uint32_t what, int64_t retry_after_ms, const uint8_t *error, size_t error_length, weir_step *step, uint8_t *buffer, size_t capacity, size_t *length);
-int32_t weir_request_target(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
+int32_t weir_request_target(weir_request *request, weir_target *place, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_hosts(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_body(weir_request *request, uint8_t *buffer, size_t capacity, size_t *length);
 int32_t weir_request_answer(weir_request *request, uint32_t status, const uint8_t *head, size_t head_length, weir_step *step, uint8_t *buffer, size_t capacity, size_t *length);
@@ -79,6 +87,8 @@ local ABI, BAD_ARGUMENT, PANICKED, NO_ROW = C.WEIR_ABI_VERSION, C.WEIR_BAD_ARGUM
 local UNCHANGED, TOO_SMALL, STOP, EXTEND = C.WEIR_UNCHANGED, C.WEIR_TOO_SMALL, C.WEIR_STOP, C.WEIR_EXTEND
 local FROM_UPSTREAM, LAST = C.WEIR_FROM_UPSTREAM, C.WEIR_LAST
 local ADMIT, TRY, REFUSE = C.WEIR_ADMIT, C.WEIR_TRY, C.WEIR_REFUSE
+-- The number of a target made for one request.
+local UNKEPT = 0
 local OWN_KEY, FALLBACK, EDITED, STRIPS = C.WEIR_OWN_KEY, C.WEIR_FALLBACK, C.WEIR_EDITED, C.WEIR_STRIPS
 
 --- NO_ROW: the code of a request that ends without a row.
@@ -90,6 +100,7 @@ local capacity = 16384
 local buffer = ffi.new("uint8_t[?]", capacity)
 local length = ffi.new("size_t[1]")
 local step = ffi.new("weir_step")
+local place = ffi.new("weir_target")
 local engine_out = ffi.new("weir_engine *[1]")
 local request_out = ffi.new("weir_request *[1]")
 
@@ -169,7 +180,7 @@ local function result(handle, code)
 end
 
 -- Patterns are not compiled, looking for plain text is.
-local find, sub, byte, concat, string = string.find, string.sub, string.byte, table.concat, ffi.string
+local find, sub, byte, concat, text_at = string.find, string.sub, string.byte, table.concat, ffi.string
 local COLON = 58
 
 --- The line that begins at `at`, and where the next one does.
@@ -203,7 +214,7 @@ end
 -- the same is taken apart once and shared: nobody may change these tables. Nothing kept has a key in it.
 local KEPT_MAX, KEPT_BYTES_MAX = 1000, 1024
 
---- What `key` stands for in `cache`, which was made of `text` and is to be kept.
+--- Keeps in `cache` what `key` stands for.
 local function keep(cache, key, parsed)
   if cache.count >= KEPT_MAX then cache.by_key, cache.count = {}, 0 end
   cache.by_key[key], cache.count = parsed, cache.count + 1
@@ -237,12 +248,16 @@ local Request = {}
 Request.__index = Request
 
 local function target_of(handle)
-  local text, why, failure = result(handle, lib.weir_request_target(handle, buffer, capacity, length))
-  if not text then return nil, why, failure end
-  local fields = lines_of(text)
+  local at, why, failure = result_at(handle, lib.weir_request_target(handle, place, buffer, capacity, length))
+  if not at then return nil, why, failure end
+  local offset, texts = 0, {}
+  for index = 0, C.WEIR_TARGET_TEXTS - 1 do
+    texts[index + 1] = text_at(at + offset, place.lengths[index])
+    offset = offset + place.lengths[index]
+  end
   local target = {
-    provider = fields[1], model = fields[2], scheme = fields[3], authority = fields[4], host = fields[5], port = tonumber(fields[6]),
-    connect_ms = tonumber(fields[7]), first_event_ms = tonumber(fields[8]), between_events_ms = tonumber(fields[9]),
+    provider = texts[1], model = texts[2], scheme = texts[3], authority = texts[4], host = texts[5], port = place.port,
+    connect_ms = place.connect_ms, first_event_ms = place.first_event_ms, between_events_ms = place.between_events_ms,
   }
   -- What a step does not have itself it has from here.
   return { __index = setmetatable(target, Step) }
@@ -250,28 +265,29 @@ end
 
 local function try_of(handle, at)
   local lengths = step.lengths
-  local request_id = string(at, lengths[0])
+  local request_id = text_at(at, lengths[0])
   at = at + lengths[0]
-  local uri = string(at, lengths[1])
+  local uri = text_at(at, lengths[1])
   at = at + lengths[1]
-  local remove = shared(names, string(at, lengths[2]))
+  local remove = shared(names, text_at(at, lengths[2]))
   at = at + lengths[2]
-  local constant = shared(constants, string(at, lengths[3]))
+  local constant = shared(constants, text_at(at, lengths[3]))
   at = at + lengths[3]
   local key_name, key
   if lengths[4] > 0 then
-    key_name = string(at, lengths[4])
-    key = string(at + lengths[4], lengths[5])
+    key_name = text_at(at, lengths[4])
+    key = text_at(at + lengths[4], lengths[5])
   end
   local flags, attempt = step.flags, step.attempt
   local body_bytes = band(flags, EDITED) ~= 0 and tonumber(step.body_length) or nil
   local number = tonumber(step.target)
+  -- From here on the buffer has something else.
   local target = targets.by_key[number]
   if not target then
     local why, failure
     target, why, failure = target_of(handle)
     if not target then return nil, why, failure end
-    keep(targets, number, target)
+    if number ~= UNKEPT then keep(targets, number, target) end
   end
   return setmetatable({
     kind = "try", request_id = request_id, uri = uri, attempt = attempt, own_key = band(flags, OWN_KEY) ~= 0,
@@ -284,9 +300,9 @@ local function stepped(self, code)
   if not at then return nil, why, failure end
   local kind, lengths = step.kind, step.lengths
   if kind == TRY then return try_of(self.handle, at) end
-  if kind == ADMIT then return { kind = "admit", body = string(at, lengths[0]) } end
+  if kind == ADMIT then return { kind = "admit", body = text_at(at, lengths[0]) } end
   if kind == REFUSE then
-    return { kind = "refuse", status = step.status, headers = headers_of(string(at, lengths[0])), body = string(at + lengths[0], lengths[1]) }
+    return { kind = "refuse", status = step.status, headers = headers_of(text_at(at, lengths[0])), body = text_at(at + lengths[0], lengths[1]) }
   end
   return { kind = "pass" }
 end
@@ -354,8 +370,8 @@ function Request:answer(status, headers, seen)
   if not at then return nil, why, failure end
   local lengths = step.lengths
   return {
-    strips = band(step.flags, STRIPS) ~= 0, remove = shared(names, string(at, lengths[0])),
-    set = headers_of(string(at + lengths[0], lengths[1])),
+    strips = band(step.flags, STRIPS) ~= 0, remove = shared(names, text_at(at, lengths[0])),
+    set = headers_of(text_at(at + lengths[0], lengths[1])),
   }
 end
 

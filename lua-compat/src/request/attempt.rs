@@ -3,10 +3,11 @@
 use super::{Current, FRAMING, Request};
 use crate::admission::Payment;
 use crate::head::Fixed;
-use crate::packed::{self, Packed, Packer, Step};
+use crate::packed::{self, Packed, Packer, Place, Step};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 use weir::engine::catalog::Provider;
 use weir::engine::health::KeyState;
 use weir::engine::meter::Watch;
@@ -23,7 +24,7 @@ const KEYS: &str = "authorization\nx-api-key\napi-key\nx-goog-api-key\n";
 
 /// One of [`KEYS`].
 fn is_key(name: &str) -> bool {
-    matches!(name, "authorization" | "x-api-key" | "api-key" | "x-goog-api-key")
+    KEYS.lines().any(|key| key == name)
 }
 
 impl Request {
@@ -139,7 +140,7 @@ impl Request {
         Step::Try
     }
 
-    /// Appends the attempt under way as it is packed. Without one, which no step says: nobody's answer is passed on.
+    /// Appends the attempt under way as it is packed. There is one: the step that says so comes from making it.
     pub(super) fn write_attempt(&self, out: &mut String) -> Packed {
         let Some(current) = &self.current else { return Packed::default() };
         let row = spec(current.attempt.target.provider.kind);
@@ -168,20 +169,20 @@ impl Request {
         }
     }
 
-    /// Appends where the attempt under way goes, a field a line: provider, model, scheme, authority, host, port, and the milliseconds
-    /// to connect, to the first event and between events. Nothing without one.
-    pub fn write_target(&self, out: &mut String) {
-        let Some(current) = &self.current else { return };
-        let target = &current.attempt.target;
-        let base = &target.provider.base;
-        for text in [&*target.provider.name, &target.upstream_model, base.scheme(), &base.authority, &base.host] {
-            packed::line(out, text);
-        }
-        packed::line(out, itoa::Buffer::new().format(base.port));
-        let timeouts = &target.provider.timeouts;
-        for time in [timeouts.connect, timeouts.first_event, timeouts.between_events] {
-            packed::line(out, itoa::Buffer::new().format(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)));
-        }
+    /// Appends the texts of where the attempt under way goes. `None`: there is none.
+    pub fn write_target(&self, out: &mut String) -> Option<Place> {
+        let target = &self.current.as_ref()?.attempt.target;
+        let (base, timeouts) = (&target.provider.base, &target.provider.timeouts);
+        let texts = [&*target.provider.name, &target.upstream_model, base.scheme(), &base.authority, &base.host];
+        texts.iter().for_each(|text| out.push_str(text));
+        let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        Some(Place {
+            port: base.port.into(),
+            connect_ms: ms(timeouts.connect),
+            first_event_ms: ms(timeouts.first_event),
+            between_events_ms: ms(timeouts.between_events),
+            lengths: texts.map(|text| text.len() as u32),
+        })
     }
 
     /// The client's headers that stay here, and whatever another attempt may have set.

@@ -91,6 +91,28 @@ targets = [{ provider = "one", model = "m-upstream", price = "free" }]
     engine:close()
   end)
 
+  it("takes no name of a model for a place", function()
+    local routing = write([[
+[provider.one]
+kind = "openai"
+base_url = "http://one.test/v1"
+key = "file:]] .. KEY .. [["
+[model.m]
+targets = [{ provider = "one", model = "m-upstream", price = "free" }]
+]])
+    local engine = assert(open { routing = routing })
+    -- A name nobody configured is inferred to be OpenAI's; it must not end one line and begin others.
+    for _, name in ipairs { [[gpt-4o\nhttp\nevil.test\nevil.test\n80\n9\n9\n9]], [[gpt-4o\r\nevil.test]], [[gpt-4o\u0000]], [[gpt-4o evil]] } do
+      local request, step = ask(engine, { body = '{"model":"' .. name .. '","messages":[]}' })
+      assert.same({ "refuse", 404 }, { step.kind, step.status })
+      request:free()
+    end
+    local request, step = ask(engine, { body = '{"model":"gpt-4o","messages":[]}' })
+    assert.same({ "try", "one.test", "gpt-4o" }, { step.kind, step.host, step.model })
+    request:free()
+    engine:close()
+  end)
+
   it("tells what is wrong with settings and files", function()
     local engine, why = open { routing = "/nowhere/routing.toml" }
     assert.is_nil(engine)

@@ -1,8 +1,8 @@
 //! `[model.…]`
 
-use super::{Check, Names, check_name, is_visible};
+use super::{Check, Names, check_name};
 use crate::config::walk::Table;
-use crate::engine::catalog::{Capabilities, Catalog, Model, Strategy, Target, TargetId, TargetPrice};
+use crate::engine::catalog::{Capabilities, Catalog, Model, Strategy, Target, TargetId, TargetPrice, is_of_a_name};
 use crate::engine::tokens;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ const STICK_MARGIN_PERCENT: u32 = 50;
 const MAX_TARGETS: usize = 1_000;
 
 pub(super) fn read(name: &str, mut table: Table<'_>, names: &Names<'_>, catalog: &Catalog, check: &Check) -> Model {
-    check_name(&table, "model", name, is_visible);
+    check_name(&table, "model", name, is_of_a_name);
     if name.starts_with(RESERVED) {
         table.problem("", "weir/… asks for a power level, so a model cannot be named so");
     }
@@ -74,7 +74,7 @@ fn target(entry: &mut Table<'_>, model: &Arc<str>, catalog: &Catalog, check: &Ch
     entry.require("provider", "\"…\"");
     let provider_name = entry.string("provider");
     let upstream_model: Arc<str> = entry.string("model").map_or_else(|| Arc::clone(model), Arc::from);
-    if upstream_model.is_empty() || !upstream_model.bytes().all(is_visible) {
+    if upstream_model.is_empty() || !upstream_model.bytes().all(is_of_a_name) {
         entry.problem("model", "must be visible ASCII without spaces, quotes and backslashes");
     }
     let weight = entry.integer_in("weight", 0..=1_000_000).map_or(1, |weight| weight as u32);

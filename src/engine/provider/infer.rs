@@ -1,6 +1,7 @@
 //! Which provider a name nobody configured belongs to.
 
 use super::Kind;
+use crate::engine::catalog::is_of_a_name;
 
 /// Prefixes that name a provider and are no part of the model's name there.
 const VENDORS: &[(&str, Kind)] =
@@ -18,8 +19,12 @@ const FAMILIES: &[(&str, Kind)] = &[
     ("gemini-", Kind::Gemini),
 ];
 
-/// The provider and its name for `model`; `None`: nothing can be said. `weir/…` is never sent anywhere: levels are weir's own.
+/// The provider and its name for `model`; `None`: nothing can be said. `weir/…` is never sent anywhere: levels are weir's own. Nor is
+/// what could not be configured: a name goes into headers, paths and the results of the library for other proxies.
 pub fn infer(model: &str) -> Option<(Kind, &str)> {
+    if !model.bytes().all(is_of_a_name) {
+        return None;
+    }
     if let Some(rest) = model.strip_prefix("@cf/") {
         return (!rest.is_empty()).then_some((Kind::Cloudflare, model));
     }

@@ -163,6 +163,11 @@ fn names_nobody_configured() {
         (":", None),
         ("groq/", None),
         ("@cf/", None),
+        ("gpt-4o\nhttp\nevil.test", None),
+        ("gpt-4o\0", None),
+        ("meta/llama 3", None),
+        ("openrouter/\u{e9}", None),
+        ("gpt-4o\"", None),
     ] {
         assert_eq!(infer(model), expected, "{model}");
     }

@@ -105,7 +105,7 @@ fn make_targets(catalog: &Catalog, asked: &str, kind: Kind, upstream: &str, room
     for (slot, provider) in room.iter_mut().zip(providers.into_iter().flatten()) {
         let price = catalog.prices.get(format!("{}/{upstream}", provider.name).as_str());
         *slot = Some(Arc::new(Target {
-            id: TargetId::next(),
+            id: TargetId::UNKEPT,
             provider: Arc::clone(provider),
             model: Arc::clone(&model),
             upstream_model: Arc::clone(&upstream),
