@@ -178,7 +178,7 @@ impl App {
             catalog: ArcSwap::default(),
             files: files(&settings),
             reloads: Mutex::new(Reloads::default()),
-            retired: Mutex::default(),
+            loading: Mutex::default(),
             store,
             callers,
             jwt,

@@ -1,5 +1,6 @@
 //! What all requests share.
 
+use super::aside::aside;
 use super::body::InFlight;
 use super::client_ids::ClientIds;
 use super::idempotency::Answers;
@@ -20,7 +21,6 @@ use crate::store::audit::{self, Actor};
 use crate::store::callers::{CallerKey, CallerKeys};
 use crate::store::ledger::{Facts, Ledger, Outcome};
 use crate::store::vault::ring::KeyRing;
-use crate::telemetry::aside::aside;
 use crate::telemetry::clock;
 use crate::telemetry::log_lines::{self, Severity};
 use crate::telemetry::metrics::Metrics;
@@ -37,10 +37,10 @@ pub struct Gateway {
     pub catalog: ArcSwap<Catalog>,
     /// Where the snapshot comes from.
     pub files: Files,
-    /// How reloads went.
+    /// How reloads went. Never held for long: requests ask, too.
     pub reloads: Mutex<Reloads>,
-    /// Snapshots that requests may still have.
-    pub retired: Mutex<Vec<Arc<Catalog>>>,
+    /// Held by a reload for as long as it takes.
+    pub loading: Mutex<Retired>,
     /// The store, for what is not on a request's path.
     pub store: Store,
     /// Callers' keys.
@@ -82,6 +82,10 @@ impl std::fmt::Debug for Gateway {
         f.write_str("Gateway")
     }
 }
+
+/// Snapshots that requests may still have. One of ten thousand models takes milliseconds to free, for which the request that lets go of it
+/// last is not to wait: a reload, or a look for changed files, frees what nobody has any more.
+pub type Retired = Vec<Arc<Catalog>>;
 
 /// How the hot files were taken.
 #[derive(Debug, Default, Clone)]
@@ -204,28 +208,22 @@ impl Gateway {
     /// Returns the problems. Blocking (file reads, parsing); not for a worker.
     pub fn reload(&self, when: Reload) -> Result<Reloaded, Vec<Problem>> {
         // One reload at a time, and none of them on a request's path.
-        let mut reloads = self.reloads.lock();
-        self.free_retired();
-        let seen = self.files.fingerprint(&reloads.seen);
-        if when == Reload::IfChanged && reloads.seen == seen {
-            return Ok(Reloaded::Unchanged);
-        }
-        let reloads = &mut *reloads;
-        aside(|| self.load(reloads, seen))
-    }
-
-    /// Frees what no request has any more: a snapshot of ten thousand models takes milliseconds to free, which the request that lets go
-    /// of it last is not to wait for.
-    fn free_retired(&self) {
-        let free: Vec<_> = self.retired.lock().extract_if(.., |catalog| Arc::strong_count(catalog) == 1).collect();
+        let mut retired = self.loading.lock();
+        let free: Vec<_> = retired.extract_if(.., |catalog| Arc::strong_count(catalog) == 1).collect();
         if !free.is_empty() {
             aside(|| drop(free));
         }
+        let before = self.reloads.lock().seen.clone();
+        let seen = self.files.fingerprint(&before);
+        if when == Reload::IfChanged && before == seen {
+            return Ok(Reloaded::Unchanged);
+        }
+        let retired = &mut *retired;
+        aside(|| self.load(seen, retired))
     }
 
-    fn load(&self, reloads: &mut Reloads, mut seen: Fingerprint) -> Result<Reloaded, Vec<Problem>> {
+    fn load(&self, mut seen: Fingerprint, retired: &mut Retired) -> Result<Reloaded, Vec<Problem>> {
         let loaded = load(&self.files, &mut seen);
-        reloads.seen = seen;
         match loaded {
             Ok(mut catalog) => {
                 catalog.adopt(&self.catalog.load());
@@ -233,22 +231,27 @@ impl Gateway {
                 if let Some(jwt) = &self.jwt {
                     jwt.use_tiers(catalog.tiers.values().map(|tier| (tier.name.clone(), tier.rank)).collect());
                 }
-                let before = self.catalog.swap(Arc::new(catalog));
-                self.retired.lock().push(before);
+                retired.push(self.catalog.swap(Arc::new(catalog)));
+                let mut reloads = self.reloads.lock();
+                reloads.seen = seen;
                 reloads.generation += 1;
                 reloads.loaded_ms = clock::now_ms();
                 reloads.problems.clear();
-                self.metrics.config_reloads.with_label_values(&["ok"]).inc();
                 self.metrics.config_loaded.set(reloads.loaded_ms as f64 / 1000.0);
+                drop(reloads);
+                self.metrics.config_reloads.with_label_values(&["ok"]).inc();
                 log_lines::event(Severity::Info, "configuration loaded", &self.files.routing.to_string_lossy());
                 Ok(Reloaded::Loaded)
             }
             Err(problems) => {
+                let mut reloads = self.reloads.lock();
+                reloads.seen = seen;
+                reloads.problems.clone_from(&problems);
+                drop(reloads);
                 self.metrics.config_reloads.with_label_values(&["rejected"]).inc();
                 for problem in &problems {
                     log_lines::event(Severity::Error, "configuration rejected", &problem.to_string());
                 }
-                reloads.problems.clone_from(&problems);
                 Err(problems)
             }
         }

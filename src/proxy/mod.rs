@@ -6,6 +6,7 @@
 //! while an LLM answer can be judged by its first event only and a request is often larger. weir is an
 //! [`HttpServerApp`] on Pingora's listeners, sessions and connection pools, with its own loop between them.
 
+mod aside;
 pub mod attempt;
 pub mod body;
 pub mod client_ids;

@@ -1,6 +1,5 @@
 //! Floor 1: what weir shows of itself. Metrics, the line a request leaves in the log, the clock.
 
-pub mod aside;
 pub mod clock;
 pub mod log_lines;
 pub mod metrics;

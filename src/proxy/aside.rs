@@ -1,5 +1,6 @@
 //! Work beside the requests that must not hold them up.
 
+use crate::telemetry::log_lines::{self, Severity};
 use rustix::process::{getpriority_process, setpriority_process};
 
 /// How much nicer such work is: where everything is busy, a thread of requests gets nine times the time of it (sched(7), weights of nice
@@ -12,8 +13,10 @@ pub fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let mut work = Some(work);
     let mut done = None;
     let nicer = || {
-        // On Linux a thread has a niceness of its own. Where it cannot be changed, it stays.
-        let _ = getpriority_process(None).and_then(|now| setpriority_process(None, now + NICER));
+        // On Linux a thread has a niceness of its own.
+        if let Err(error) = getpriority_process(None).and_then(|now| setpriority_process(None, now + NICER)) {
+            log_lines::event(Severity::Warn, "a reload does not give way to requests: setpriority(2) is refused", &error.to_string());
+        }
         done = work.take().map(|work| work());
     };
     std::thread::scope(|scope| {
