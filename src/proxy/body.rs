@@ -96,6 +96,7 @@ pub async fn read(session: &mut ServerSession, max_body: u64, budget: &Arc<InFli
     }
     session.set_read_timeout(Some(BODY_IDLE_TIMEOUT));
     let started = Instant::now();
+    let is_http1 = session.as_http1().is_some();
     // Most bodies are short and come in one chunk, which is not copied again.
     let (mut first, mut body) = (Bytes::new(), BytesMut::new());
     loop {
@@ -106,17 +107,21 @@ pub async fn read(session: &mut ServerSession, max_body: u64, budget: &Arc<InFli
                     return Err(BodyError::TooLarge);
                 }
                 share.grow_to(length)?;
-                if length == chunk.len() as u64 {
-                    first = chunk;
-                    continue;
-                }
-                if !first.is_empty() {
-                    body.reserve(declared.map_or(CHUNKED_START_BYTES, |length| length as usize));
-                    body.extend_from_slice(&std::mem::take(&mut first));
-                }
-                body.extend_from_slice(&chunk);
                 if started.elapsed() > BODY_TOTAL_TIMEOUT {
                     return Err(BodyError::TooSlow);
+                }
+                match chunk.len() as u64 {
+                    // Of a chunked body, less than a chunk's own length has come.
+                    0 => continue,
+                    // What HTTP/2 gives is a part of a larger buffer, which would stay with it.
+                    all if all == length && is_http1 => first = chunk,
+                    _ => {
+                        if body.is_empty() {
+                            body.reserve(declared.map_or(CHUNKED_START_BYTES, |length| length as usize));
+                            body.extend_from_slice(&std::mem::take(&mut first));
+                        }
+                        body.extend_from_slice(&chunk);
+                    }
                 }
             }
             Ok(None) if body.is_empty() => return Ok((first, share)),
