@@ -181,7 +181,9 @@ end
 
 -- Patterns are not compiled, looking for plain text is.
 local find, sub, byte, concat, text_at = string.find, string.sub, string.byte, table.concat, ffi.string
+local clear = require "table.clear"
 local COLON = 58
+local NO_HEADERS = {}
 
 --- The line that begins at `at`, and where the next one does.
 local function line_at(text, at)
@@ -344,11 +346,14 @@ local function put(at, name, value)
   return at + 4
 end
 
---- `first`, then the proxy's own word, then the headers. No header, and no line feed in a path, can pass for the proxy's word.
-local function head_of(first, own, headers)
-  local at = 2
-  pieces[1] = first and clean(first) or ""
-  for name, value in pairs(own) do at = put(at, ":" .. name, value) end
+--- The proxy's own word, where it has one. No header, and no line feed in a path, can pass for it.
+local function put_own(at, name, value)
+  if value == nil then return at end
+  return put(at, name, value)
+end
+
+--- The head whose pieces stand before `at`, and the headers.
+local function head_of(at, headers)
   for name, value in pairs(headers) do
     if byte(name) ~= COLON then
       if type(value) == "table" then
@@ -360,12 +365,15 @@ local function head_of(first, own, headers)
   end
   local head = concat(pieces, "", 1, at - 1)
   -- Nothing of a client's stays reachable from here.
-  for index = 1, at - 1 do pieces[index] = nil end
+  clear(pieces)
   return head
 end
 
 function Request:answer(status, headers, seen)
-  local head = head_of(nil, seen or {}, headers)
+  pieces[1] = ""
+  local own = 2
+  if seen then own = put_own(put_own(own, ":provider", seen.provider), ":model", seen.model) end
+  local head = head_of(own, headers)
   local at, why, failure = result_at(self.handle, lib.weir_request_answer(self.handle, status, head, #head, step, buffer, capacity, length))
   if not at then return nil, why, failure end
   local lengths = step.lengths
@@ -414,8 +422,10 @@ Engine.__index = Engine
 
 --- `asked`: path, headers (a table), body, and the proxy's own word: account, tier, observe, fixed (see weir.h).
 function Engine:begin(asked)
-  local own = { account = asked.account, tier = asked.tier, observe = asked.observe, fixed = asked.fixed }
-  local head, body = head_of(asked.path, own, asked.headers or {}), asked.body or ""
+  pieces[1] = asked.path and clean(asked.path) or ""
+  local own = put_own(put_own(2, ":account", asked.account), ":tier", asked.tier)
+  own = put_own(put_own(own, ":observe", asked.observe), ":fixed", asked.fixed)
+  local head, body = head_of(own, asked.headers or NO_HEADERS), asked.body or ""
   local code = lib.weir_request_begin(self.handle, head, #head, body, #body, request_out, step, buffer, capacity, length)
   if code < 0 then return failed(code) end
   local handle = ffi.gc(request_out[0], free_request)

@@ -24,7 +24,7 @@ const KEYS: &str = "authorization\nx-api-key\napi-key\nx-goog-api-key\n";
 
 /// One of [`KEYS`].
 fn is_key(name: &str) -> bool {
-    KEYS.lines().any(|key| key == name)
+    matches!(name, "authorization" | "x-api-key" | "api-key" | "x-goog-api-key")
 }
 
 impl Request {
@@ -194,7 +194,8 @@ impl Request {
                 && (!outbound::crosses_up(name, current.own_key) || nominated.is_some_and(|by| outbound::nominates(by, name)))
         };
         out.push_str(KEYS);
-        self.head.names().filter(stays).for_each(|name| packed::line(out, name));
+        // A name came on a line.
+        self.head.names().filter(stays).for_each(|name| [name, "\n"].into_iter().for_each(|part| out.push_str(part)));
     }
 
     /// Headers to set, but for the request's id and the key.
@@ -230,5 +231,19 @@ impl Request {
                 && (!fixed.body || edits() == *first_edits)
         });
         self.plan = Some(plan);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_headers_with_keys_are_those_that_are_taken_out() {
+        let known = ["authorization", "x-api-key", "api-key", "x-goog-api-key", "accept", "key", ""];
+        for name in known {
+            assert_eq!(is_key(name), KEYS.lines().any(|key| key == name), "{name}");
+        }
+        assert!(KEYS.lines().all(is_key) && KEYS.ends_with('\n'));
     }
 }
