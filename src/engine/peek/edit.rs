@@ -24,7 +24,7 @@ const ASK_USAGE: &str = "\"include_usage\":true";
 pub fn edit(endpoint: Endpoint, body: &Bytes, peek: &Peek, edits: &Edits<'_>) -> Pieces {
     let mut changes = Changes { places: SmallVec::new(), texts: String::with_capacity(TEXTS_USUAL) };
     if let Some(model) = edits.model {
-        let value = changes.text(|text| if endpoint.is_multipart() { write_all(text, &[model]) } else { write_quoted(model, text) });
+        let value = changes.text(|text| if endpoint.is_multipart() { text.push_str(model) } else { write_quoted(model, text) });
         changes.places.extend(peek.model_at.iter().map(|at| (at.clone(), value.clone())));
     }
     if !endpoint.is_multipart() {
@@ -117,7 +117,7 @@ fn write_all(text: &mut String, parts: &[&str]) {
 /// A word as JSON has it. Names of models hardly ever hold what must be escaped.
 fn write_quoted(word: &str, text: &mut String) {
     if word.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
-        write_all(text, &[&serde_json::Value::from(word).to_string()]);
+        text.push_str(&serde_json::Value::from(word).to_string());
     } else {
         write_all(text, &["\"", word, "\""]);
     }
@@ -133,7 +133,7 @@ fn ask_usage(body: &[u8], peek: &Peek, changes: &mut Changes) -> bool {
     }
     let asked = include_usage(options);
     for (value, _) in asked.iter().filter(|(_, is_on)| !is_on) {
-        changes.push(at.start + value.start..at.start + value.end, |text| write_all(text, &["true"]));
+        changes.push(at.start + value.start..at.start + value.end, |text| text.push_str("true"));
     }
     if asked.is_empty() {
         let comma = if options[1..].trim_ascii_start() == b"}" { "" } else { "," };
@@ -150,7 +150,7 @@ fn cap_output(peek: &Peek, limit: u64, field: Option<&str>, changes: &mut Change
         // `"max_tokens": null` means none; the number has to stand there, for a second one in front of it would not hold.
         let is_unset_field = !holds && cap.value.is_none() && Some(cap.name) == field;
         if is_unset_field || cap.value.is_some_and(|value| value > limit) {
-            changes.push(cap.at.clone(), |text| write_all(text, &[itoa::Buffer::new().format(limit)]));
+            changes.push(cap.at.clone(), |text| text.push_str(itoa::Buffer::new().format(limit)));
         }
         is_set |= is_unset_field;
     }
