@@ -130,7 +130,7 @@ for _, bytes in ipairs { 100, 4096, 65536 } do
   local body = body_of(bytes)
   local calls = math.max(math.floor(CALLS / math.max(1, bytes / 1000)), 1)
   local asked = { path = "/v1/chat/completions", headers = HEADERS, body = body }
-  measure(("decide, %d B: plan, key, edited body, ended and freed"):format(#body), calls, function()
+  measure(("decide, %d B: plan, key, edited body, and freed"):format(#body), calls, function()
     local request = engine:begin(asked)
     request:body()
     request:free()

@@ -3,7 +3,7 @@
 --   local weir = require "resty.weir"
 --   local engine = assert(weir.open{ routing = "/etc/weir/routing.toml", prices = "/etc/weir/prices.toml" })
 --   local request, step = engine:begin{ path = "/v1/chat/completions", headers = headers, body = body }
---   step.kind                  "admit" | "try" | "refuse" | "pass"; step.remove and answer.remove are shared between requests: read only
+--   step.kind                  "admit" | "try" | "refuse" | "pass"; step.remove, step.constant and answer.remove are shared between requests: read only
 --   step:set_headers(set)      sets the headers of an attempt, its key's too, by set(name, value)
 --   request:admitted(status, body) -> step     request:next{ status =, from_upstream =, last =, error =, retry_after_ms = } -> step
 --   request:hosts()            the host of each attempt that may still follow
@@ -154,7 +154,7 @@ local function grow(to)
   buffer = ffi.new("uint8_t[?]", to)
 end
 
--- A result too large for the buffer. Held here until the next, for a pointer into it does not keep it from the collector.
+-- A result too large for the buffer. Held here while it is read, for a pointer into it does not keep it from the collector.
 local large
 
 --- Where the result of a call on a request is: in a larger buffer if need be.

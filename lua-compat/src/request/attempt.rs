@@ -194,8 +194,7 @@ impl Request {
                 && (!outbound::crosses_up(name, current.own_key) || nominated.is_some_and(|by| outbound::nominates(by, name)))
         };
         out.push_str(KEYS);
-        // A name came on a line.
-        self.head.names().filter(stays).for_each(|name| [name, "\n"].into_iter().for_each(|part| out.push_str(part)));
+        self.head.names().filter(stays).for_each(|name| packed::line(out, name));
     }
 
     /// Headers to set, but for the request's id and the key.

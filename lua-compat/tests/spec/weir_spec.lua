@@ -9,14 +9,19 @@ local function write(text)
 end
 
 local KEY = write "sk-test-aaaaaaaaaaaaaaaa"
-local ROUTING = write([[
+--- One provider, with the key in a file if there is one, and one model.
+local function routing(kind, host, key)
+  return ([[
 [provider.one]
-kind = "openai-compatible"
-base_url = "http://one.test/v1"
-key = "file:]] .. KEY .. [["
+kind = "%s"
+base_url = "http://%s/v1"
+%s
 [model.m]
 targets = [{ provider = "one", model = "m-upstream", price = "free" }]
-]])
+]]):format(kind, host, key and ('key = "file:%s"'):format(key) or "")
+end
+
+local ROUTING = write(routing("openai-compatible", "one.test", KEY))
 local PRICES = write ""
 local LIBRARY = assert(os.getenv "WEIR_LIBRARY")
 
@@ -65,14 +70,7 @@ describe("resty.weir", function()
   end)
 
   it("asks for a target again once its configuration was loaded again", function()
-    local text = [[
-[provider.one]
-kind = "openai-compatible"
-base_url = "http://%s.test/v1"
-[model.m]
-targets = [{ provider = "one", model = "m-upstream", price = "free" }]
-]]
-    local path = write(text:format "before")
+    local path = write(routing("openai-compatible", "before.test"))
     local engine = assert(open { routing = path })
     for _ = 1, 2 do
       local request, step = ask(engine)
@@ -81,7 +79,7 @@ targets = [{ provider = "one", model = "m-upstream", price = "free" }]
     end
     local before = engine:generation()
     local file = assert(io.open(path, "w"))
-    file:write(text:format "after-a-while")
+    file:write(routing("openai-compatible", "after-a-while.test"))
     file:close()
     local deadline = os.time() + 10
     while engine:generation() == before and os.time() < deadline do os.execute "sleep 0.02" end
@@ -92,15 +90,7 @@ targets = [{ provider = "one", model = "m-upstream", price = "free" }]
   end)
 
   it("takes no name of a model for a place", function()
-    local routing = write([[
-[provider.one]
-kind = "openai"
-base_url = "http://one.test/v1"
-key = "file:]] .. KEY .. [["
-[model.m]
-targets = [{ provider = "one", model = "m-upstream", price = "free" }]
-]])
-    local engine = assert(open { routing = routing })
+    local engine = assert(open { routing = write(routing("openai", "one.test", KEY)) })
     -- A name nobody configured is inferred to be OpenAI's; it must not end one line and begin others.
     for _, name in ipairs { [[gpt-4o\nhttp\nevil.test\nevil.test\n80\n9\n9\n9]], [[gpt-4o\r\nevil.test]], [[gpt-4o\u0000]], [[gpt-4o evil]] } do
       local request, step = ask(engine, { body = '{"model":"' .. name .. '","messages":[]}' })
