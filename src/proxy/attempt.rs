@@ -4,6 +4,7 @@
 //! another target can take over and the client never knows.
 
 use super::headers;
+use super::heap::boxed;
 use super::upstream::{ConnectError, Connected, Upstreams};
 use crate::engine::catalog::{OnDisconnect, Provider, Timeouts};
 use crate::engine::dialect;
@@ -237,7 +238,7 @@ async fn exchange(upstreams: &Arc<Upstreams>, mut connected: Connected, sending:
     if is_event_stream(upstream) {
         first_event(connected, header, &reading, limit).await
     } else if is_opaque(upstream) {
-        Ok(Committed::Opaque(Box::new(Streaming { connected, header, meter: StreamMeter::of_body(watch), first: Vec::new() })))
+        Ok(Committed::Opaque(boxed(|| Streaming { connected, header, meter: StreamMeter::of_body(watch), first: Vec::new() })))
     } else {
         whole(upstreams, connected, header, &reading).await
     }
@@ -336,7 +337,7 @@ async fn first_event(mut connected: Connected, header: Parts, reading: &Reading,
                     Failed { what: What::ErrorFirstEvent, answer: Some(Answer { header, body: Bytes::new(), error: error.clone() }) };
                 return Err(Box::new(failed));
             }
-            return Ok(Committed::Stream(Box::new(Streaming { connected, header, meter, first })));
+            return Ok(Committed::Stream(boxed(|| Streaming { connected, header, meter, first })));
         }
     }
 }
@@ -354,7 +355,7 @@ async fn whole(upstreams: &Arc<Upstreams>, mut connected: Connected, header: Par
                 if length > WHOLE_ANSWER_BYTES_MAX {
                     let (mut meter, mut first) = (StreamMeter::of_body(reading.watch), Vec::new());
                     chunks.into_iter().for_each(|chunk| meter.feed(chunk, &mut first));
-                    return Ok(Committed::Opaque(Box::new(Streaming { connected, header, meter, first })));
+                    return Ok(Committed::Opaque(boxed(|| Streaming { connected, header, meter, first })));
                 }
             }
             Ok(None) => break,
@@ -370,7 +371,7 @@ async fn whole(upstreams: &Arc<Upstreams>, mut connected: Connected, header: Par
                 let answer = Answer { header, body, error: error.clone() };
                 Err(Box::new(Failed { what: What::ErrorFirstEvent, answer: Some(answer) }))
             }
-            _ => Ok(Committed::Whole(Box::new(Whole { header, body, tally, text }))),
+            _ => Ok(Committed::Whole(boxed(|| Whole { header, body, tally, text }))),
         },
         Err(()) => Err(What::EmptyOrNotJson.into()),
     }

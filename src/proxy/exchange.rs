@@ -4,6 +4,7 @@ use super::attempt::{self, Committed, Failed, Sending, Streaming, Whole};
 use super::denied;
 use super::gateway::Gateway;
 use super::headers::{self, OWN_HEADERS, Outbound};
+use super::heap::{boxed, pinned};
 use super::idempotency::Keeping;
 use super::ingress::{Admitted, Head};
 use super::queue::Place;
@@ -61,7 +62,7 @@ pub async fn serve(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &H
             Ok(next) => next,
             Err(refusal) => return Box::pin(serving.refuse(session, refusal)).await,
         };
-        match Box::pin(serving.race(session, next, sending)).await {
+        match pinned(|| serving.race(session, next, sending)).await {
             Raced::Won(winner, committed) => {
                 let (answering, settlement) = serving.answering(*winner);
                 return answering.answer(session, committed, settlement).await;
@@ -94,7 +95,7 @@ impl<'a> Serving<'a> {
         let blame = Blame { gateway, attempt, retry: admitted.plan.retry() };
         let (standings, settlement, keeping, place) = for_the_answer(admitted);
         let answering = Answering { gateway, head, told, standings, deadline, series, in_flight, opened, keeping, blame, _place: place };
-        (Box::new(answering), settlement)
+        (boxed(|| answering), settlement)
     }
 
     /// Passes an upstream's refusal on as it came: the caller is to blame and should see why.
@@ -260,8 +261,8 @@ impl Answering<'_> {
     /// Returns whether the client's connection may be used again.
     async fn answer(self: Box<Self>, session: &mut ServerSession, committed: Committed, settlement: Settlement) -> bool {
         match committed {
-            Committed::Whole(whole) if self.opened => Box::pin(self.not_streamed(session, *whole, settlement)).await,
-            Committed::Whole(whole) => Box::pin(self.whole(session, *whole, settlement)).await,
+            Committed::Whole(whole) if self.opened => pinned(|| self.not_streamed(session, *whole, settlement)).await,
+            Committed::Whole(whole) => pinned(|| self.whole(session, *whole, settlement)).await,
             Committed::Stream(streaming) | Committed::Opaque(streaming) => self.stream(session, streaming, settlement).await,
         }
     }
@@ -309,7 +310,7 @@ impl Answering<'_> {
         if let Some(keeping) = &mut self.keeping {
             keeping.head(&header);
         }
-        if !self.opened && session.write_response_header(Box::new(header.into())).await.is_err() {
+        if !self.opened && session.write_response_header(boxed(|| header.into())).await.is_err() {
             let upstream = Box::pin(attempt::abandon(
                 self.gateway.upstreams.clone(),
                 streaming.connected,
@@ -355,7 +356,7 @@ pub fn opening_header(head: &Head, standings: &Standings) -> Box<ResponseHeader>
     header.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     header.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     weirs_own(head, None, standings, &mut header.headers);
-    Box::new(header.into())
+    boxed(|| header.into())
 }
 
 /// weir's own response headers.

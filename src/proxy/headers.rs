@@ -1,5 +1,6 @@
 //! Which headers cross: a deny list for credentials, hop-by-hop fields and what is weir's own; everything else passes.
 
+use super::heap::boxed;
 use super::respond;
 use crate::engine::outbound::{crosses_down, crosses_up, nominates};
 use crate::engine::provider::{Auth, Spec};
@@ -73,7 +74,7 @@ pub fn outbound(out: &Outbound<'_>) -> Option<Box<RequestHeader>> {
     }
     let (mut parts, ()) = http::Request::new(()).into_parts();
     (parts.method, parts.uri, parts.headers) = (http::Method::POST, out.path.parse().ok()?, headers);
-    Some(Box::new(parts.into()))
+    Some(boxed(|| parts.into()))
 }
 
 /// What of an upstream's header goes to the client, with room for weir's own fields.

@@ -2,6 +2,7 @@
 
 use super::body::{self, BodyError, Share};
 use super::gateway::{Gateway, Owner};
+use super::heap::boxed;
 use super::idempotency::{self, Asked, Begun, Keeping, Kept};
 use super::queue::{Place, Weight};
 use super::settle::{Open, OpenRow, Settlement, Stage, Tariff};
@@ -234,7 +235,7 @@ where
     };
     let opening = Opening { head, caller: &caller, headers, peek: &peek, draw: Draw(rand::random()), row: RowIn::Journal };
     let Opened { plan, output_cap, standings, settlement } = open_account(gateway, &catalog, &opening).map_err(refused)?;
-    Ok(Box::new(Admitted { catalog, caller, body, share, peek, plan, output_cap, standings, settlement, keeping, place }))
+    Ok(boxed(|| Admitted { catalog, caller, body, share, peek, plan, output_cap, standings, settlement, keeping, place }))
 }
 
 /// A request as it asks to be admitted.
@@ -307,7 +308,7 @@ pub fn open_account(gateway: &Arc<Gateway>, catalog: &Catalog, opening: &Opening
         }
     };
     let output_cap = reserved.output_cap;
-    let settlement = Settlement::new(Box::new(Open {
+    let settlement = Settlement::new(boxed(|| Open {
         gateway: gateway.clone(),
         row,
         reservation: reserved.reservation,

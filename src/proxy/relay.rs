@@ -6,6 +6,7 @@
 
 use super::attempt::{Streaming, abandon};
 use super::exchange::Blame;
+use super::heap::pinned;
 use super::idempotency::Keeping;
 use super::settle::{Ending, Exchanged, Settlement};
 use super::upstream::Upstreams;
@@ -114,7 +115,7 @@ pub async fn relay(relay: &mut Relay<'_>, mut streaming: Box<Streaming>, mut set
             Err(_) => break End::Broken("the connection broke in the middle of its answer"),
         }
     };
-    Box::pin(finish(relay, *streaming, joined, end, settlement)).await
+    pinned(|| finish(relay, *streaming, joined, end, settlement)).await
 }
 
 async fn finish(relay: &mut Relay<'_>, streaming: Streaming, mut joined: BytesMut, end: End, settlement: Settlement) -> bool {

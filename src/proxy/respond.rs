@@ -1,6 +1,7 @@
 //! Writing whole answers: refusals, JSON documents, plain pages.
 
 use super::headers::X_REQUEST_ID;
+use super::heap::boxed;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
@@ -26,7 +27,7 @@ pub fn document(status: u16, content_type: &'static str, length: usize) -> Parts
 
 /// Writes a whole answer. Returns whether the client took it.
 pub async fn write(session: &mut ServerSession, header: Parts, body: Bytes) -> bool {
-    session.write_response_header(Box::new(header.into())).await.is_ok() && session.write_response_body(body, true).await.is_ok()
+    session.write_response_header(boxed(|| header.into())).await.is_ok() && session.write_response_body(body, true).await.is_ok()
 }
 
 /// Writes a JSON document that nobody should cache.

@@ -1,5 +1,6 @@
 //! Connections to providers: names resolved off the path, pools that mix neither hosts nor authorities, verified TLS.
 
+use super::heap::boxed;
 use super::pool::{self, Pool};
 use super::together::Together;
 use crate::engine::catalog::{BaseUrl, Provider};
@@ -116,7 +117,7 @@ fn together(stream: Stream, peer: &HttpPeer) -> Session {
             (Box::new(stream), holds)
         }
     };
-    (Box::new(HttpSession::H1(Http1Session::new_with_options(stream, peer))), Some(holds))
+    (boxed(|| HttpSession::H1(Http1Session::new_with_options(stream, peer))), Some(holds))
 }
 
 impl Upstreams {
@@ -191,13 +192,15 @@ impl Upstreams {
     }
 
     /// Gives a connection whose answer was read to its end back to the pool.
-    pub async fn release(self: &Arc<Self>, connected: Connected) {
+    pub async fn release(self: &Arc<Self>, mut connected: Connected) {
         let (peer, place) = &connected.resolved.peers[connected.index];
+        if let HttpSession::H1(session) = &mut *connected.session {
+            session.respect_keepalive();
+        }
         match *connected.session {
             // Dropped, it is closed.
             HttpSession::H1(_) if !connected.sent_whole => {}
-            HttpSession::H1(mut session) => {
-                session.respect_keepalive();
+            HttpSession::H1(session) => {
                 if let Some(stream) = session.reuse().await {
                     self.pool.put(*place, stream);
                 }
