@@ -148,7 +148,8 @@ pub fn verify(connection: &Connection) -> store::Result<Vec<String>> {
     let sums = "coalesce(sum(charge), 0), coalesce(sum(cost), 0)";
     let rows: (i64, i64, i64) = connection.query_row(&format!("SELECT {sums}, count(*) FROM ledger"), [], three)?;
     for cells in ["account != ''", "account = ''"] {
-        let query = format!("SELECT {sums}, coalesce(sum(rows), 0) FROM rollup WHERE {cells}");
+        let parts = format!("SELECT charge, cost, rows FROM rollup WHERE {cells} UNION ALL SELECT charge, cost, rows FROM unrolled");
+        let query = format!("SELECT {sums}, coalesce(sum(rows), 0) FROM ({parts})");
         let rollups: (i64, i64, i64) = connection.query_row(&query, [], three)?;
         if rollups != rows {
             wrong.push(format!("roll-ups where {cells}: {rollups:?}, rows: {rows:?}"));

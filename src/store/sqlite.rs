@@ -23,7 +23,8 @@ CREATE TABLE changes (
 ";
 
 /// The schema, version by version.
-const MIGRATIONS: &[&[&str]] = &[&[CHANGES, keys::TABLES, vault::TABLES, audit::TABLES, ledger::TABLES, accounts::TABLES]];
+const MIGRATIONS: &[&[&str]] =
+    &[&[CHANGES, keys::TABLES, vault::TABLES, audit::TABLES, ledger::TABLES, accounts::TABLES], &[ledger::THROUGH]];
 
 /// The store. Cheap to clone; the file is closed with the last clone.
 #[derive(Debug, Clone)]
@@ -173,6 +174,25 @@ mod tests {
         drop(Store::open(&url).unwrap());
         Connection::open(folder.path().join("weir.db")).unwrap().execute_batch("PRAGMA user_version = 9999").unwrap();
         assert!(matches!(Store::open(&url), Err(Error::Newer { found: 9999, .. })));
+    }
+
+    #[test]
+    fn what_an_older_version_rolled_up_is_not_rolled_up_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weir.db");
+        let old = Connection::open(&path).unwrap();
+        MIGRATIONS[0].iter().for_each(|part| old.execute_batch(part).unwrap());
+        let places = vec!["7"; 3 + ledger::store_rows::ROW_COLUMNS_COUNT].join(", ");
+        old.execute_batch(&format!("INSERT INTO ledger VALUES ({places}); PRAGMA user_version = 1")).unwrap();
+        drop(old);
+        let store = Store::open(&format!("sqlite:{}", path.display())).unwrap();
+        let found: (i64, i64) = store
+            .read(|connection| {
+                let query = "SELECT through, (SELECT count(*) FROM unrolled) FROM rolled";
+                Ok(connection.query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?)))?)
+            })
+            .unwrap();
+        assert_eq!(found, (7, 0));
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! Questions about use: by day, model, provider, key, level or account; this month and where it is heading; one request.
 //!
 //! Sums come from the roll-ups (a row for each day, account, key, model, provider and level, and one for all accounts
-//! together), so ten million requests are thousands of rows to read; they outlive the ledger's rows. A roll-up's day is the UTC day a request began.
+//! together), so ten million requests are thousands of rows to read; they outlive the ledger's rows. What the last seconds added
+//! comes from the ledger itself. A roll-up's day is the UTC day a request began.
 
 use crate::engine::budget::MonthIndex;
 use crate::engine::money::{Credits, Usd};
 use crate::engine::usage::{Bucket, Usage};
 use crate::store::ledger::Row;
+use crate::store::ledger::rollup::ROLLUP_SUMS;
 use crate::store::ledger::row::serialize_usage;
-use crate::store::ledger::store_rows::{ROLLUP_SUMS, ROW_COLUMNS, read_row};
+use crate::store::ledger::store_rows::{ROW_COLUMNS, read_row};
 use crate::store::{self, Store, calendar};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -307,7 +309,7 @@ pub fn any_request(store: &Store, request_id: &str) -> store::Result<Option<Row>
 }
 
 /// Deletes rows that began before `before_ms`, oldest first, a few thousand at a time; roll-ups, balances and rows that are
-/// still to be exported stay. Returns how many went: 0 when there is nothing left to do. Blocking.
+/// still to be exported or rolled up stay. Returns how many went: 0 when there is nothing left to do. Blocking.
 pub fn retire(store: &Store, before_ms: u64) -> store::Result<usize> {
     let before = i64::try_from(before_ms).unwrap_or(i64::MAX);
     let due = store.read(|connection| {
@@ -319,12 +321,15 @@ pub fn retire(store: &Store, before_ms: u64) -> store::Result<usize> {
         return Ok(0);
     }
     store.write(|tx| {
-        Ok(tx
+        let gone = tx
             .prepare_cached(
                 "DELETE FROM ledger WHERE id IN (SELECT id FROM ledger ORDER BY id LIMIT ?1) AND started_ms < ?2
-                 AND id < coalesce((SELECT min(ledger_id) FROM outbox), 9223372036854775807)",
+                 AND id < coalesce((SELECT min(ledger_id) FROM outbox), 9223372036854775807) AND id <= (SELECT through FROM rolled)",
             )?
-            .execute(params![RETENTION_STEP_ROWS, before])?)
+            .execute(params![RETENTION_STEP_ROWS, before])?;
+        // Ids are given anew from the largest on that is left.
+        tx.prepare_cached("UPDATE rolled SET through = min(through, (SELECT coalesce(max(id), 0) FROM ledger))")?.execute([])?;
+        Ok(gone)
     })
 }
 
@@ -354,16 +359,17 @@ fn sums(connection: &Connection, account: Option<&str>, since: i64, until: i64, 
         (account, _) => Some(account.unwrap_or("")),
     };
     // With an account: one look-up for each day, for the roll-ups are ordered by day and account.
-    let query = match account {
-        None => {
-            format!("SELECT {name}, {columns} FROM rollup WHERE day BETWEEN ?1 AND ?2 AND account != '' GROUP BY {name} ORDER BY {name}")
-        }
-        Some(_) => format!(
-            "WITH RECURSIVE days (at) AS (SELECT ?1 UNION ALL SELECT at + 1 FROM days WHERE at < ?2)
-             SELECT {name}, {columns} FROM days CROSS JOIN rollup ON rollup.day = days.at AND rollup.account = ?3
-             GROUP BY {name} ORDER BY {name}"
-        ),
+    let rolled = match account {
+        None => "SELECT * FROM rollup WHERE day BETWEEN ?1 AND ?2 AND account != ''",
+        Some(_) => "SELECT rollup.* FROM days CROSS JOIN rollup ON rollup.day = days.at AND rollup.account = ?3",
     };
+    // The rows that are in no roll-up yet are those of single accounts.
+    let of_account = if account.is_some_and(|account| !account.is_empty()) { "AND account = ?3" } else { "" };
+    let query = format!(
+        "WITH RECURSIVE days (at) AS (SELECT ?1 UNION ALL SELECT at + 1 FROM days WHERE at < ?2)
+         SELECT {name}, {columns} FROM ({rolled} UNION ALL SELECT * FROM unrolled WHERE day BETWEEN ?1 AND ?2 {of_account})
+         GROUP BY {name} ORDER BY {name}"
+    );
     let mut statement = connection.prepare(&query)?;
     let mut rows = match account {
         None => statement.query(params![since, until])?,
@@ -437,15 +443,18 @@ fn month(connection: &Connection, account: Option<&str>, now_ms: u64) -> store::
 /// The first day with any use; for an account found by one look-up for each day.
 fn first_use(connection: &Connection, account: Option<&str>) -> store::Result<Option<i64>> {
     let Some(account) = account else {
-        return Ok(connection.query_row("SELECT min(day) FROM rollup", [], |row| row.get(0))?);
+        let all = "SELECT min(day) FROM (SELECT min(day) AS day FROM rollup UNION ALL SELECT min(day) FROM unrolled)";
+        return Ok(connection.query_row(all, [], |row| row.get(0))?);
     };
     let first = connection.query_row(
         "WITH RECURSIVE days (at) AS (SELECT min(day) FROM rollup UNION ALL SELECT at + 1 FROM days WHERE at < (SELECT max(day) FROM rollup))
-         SELECT at FROM days WHERE EXISTS (SELECT 1 FROM rollup WHERE day = at AND account = ?) LIMIT 1",
+         SELECT min(day) FROM (
+            SELECT * FROM (SELECT at AS day FROM days WHERE EXISTS (SELECT 1 FROM rollup WHERE day = at AND account = ?1) LIMIT 1)
+            UNION ALL SELECT min(day) FROM unrolled WHERE account = ?1)",
         [account],
         |row| row.get(0),
     );
-    Ok(first.optional()?)
+    Ok(first?)
 }
 
 /// `amount × by / of`, rounded half to even.

@@ -10,10 +10,12 @@
 
 pub mod codec;
 mod recover;
+pub(crate) mod rollup;
 pub mod row;
 pub(crate) mod store_rows;
 mod worker;
 
+pub use rollup::THROUGH;
 pub use row::{End, Facts, Outcome, Row};
 pub use store_rows::TABLES;
 

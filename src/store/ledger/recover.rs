@@ -1,6 +1,7 @@
 //! What dead processes left in their journals becomes rows.
 
 use super::codec::{self, Record};
+use super::rollup::Ahead;
 use super::{End, Outcome, Pending, Row, Sink, store_rows};
 use crate::store::journal::{Orphan, scan};
 use crate::store::{self, Store};
@@ -44,7 +45,7 @@ pub(super) fn replay(store: &Store, sinks: &[Sink], orphan: Orphan, now_ms: u64)
                 was_open.push(open);
             }
             // Nobody has these charges in memory: tell every process that runs.
-            let inserted = store.write(|tx| store_rows::store(tx, &batch, sinks, true))?.inserted;
+            let inserted = store.write(|tx| store_rows::store(tx, &batch, sinks, true, &mut Ahead::default()))?.inserted;
             replayed.stored += inserted.iter().filter(|inserted| **inserted).count() as u64;
             replayed.unfinished += was_open.iter().zip(&inserted).filter(|(open, inserted)| **open && **inserted).count() as u64;
         }

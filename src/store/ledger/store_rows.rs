@@ -1,12 +1,13 @@
-//! Rows into the database: the ledger, the balances, the roll-ups and the outboxes in one transaction, each row once.
+//! Rows into the database: the ledger, the balances and the outboxes in one transaction, each row once. The roll-ups follow ([`rollup`](super::rollup)).
 
 use super::codec::source_from_number;
+use super::rollup::Ahead;
 use super::{End, Facts, Outcome, Pending, Row, Sink};
 use crate::engine::budget::MonthIndex;
 use crate::engine::money::{Credits, Usd};
 use crate::engine::usage::{Bucket, Usage};
-use crate::store::{self, Store, Topic, calendar};
-use rusqlite::{CachedStatement, OptionalExtension, Transaction, params, params_from_iter, types::Value};
+use crate::store::{self, Store, Topic};
+use rusqlite::{CachedStatement, OptionalExtension, Transaction, params};
 use rustc_hash::FxHashMap;
 use std::fs::File;
 use std::sync::{Arc, LazyLock};
@@ -130,49 +131,6 @@ static INSERT_ROW: LazyLock<String> = LazyLock::new(|| {
     format!("INSERT INTO ledger (epoch, ticket, {ROW_COLUMNS}) VALUES ({marks}) ON CONFLICT (request_id) DO NOTHING")
 });
 
-const ROLLUP_KEYS: [&str; 6] = ["day", "account", "key_id", "model", "provider", "level"];
-
-/// The account and the key of the cells that sum all of them.
-static EVERYONE: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(""));
-
-/// Columns of a roll-up that are summed, in the order of [`Sums`].
-pub(crate) const ROLLUP_SUMS: [&str; 12 + Bucket::ALL.len()] = [
-    "rows",
-    "complete",
-    "failed",
-    "cancelled",
-    "refused",
-    "fallbacks",
-    "byok",
-    "cost",
-    "charge",
-    "first_event_ms",
-    "first_events",
-    "duration_ms",
-    "input",
-    "image_input",
-    "audio_input",
-    "cached_input",
-    "cached_audio_input",
-    "cache_write_5m",
-    "cache_write_1h",
-    "output",
-    "reasoning",
-    "audio_output",
-    "image_output",
-    "milliseconds",
-    "images",
-    "requests",
-    "web_searches",
-];
-
-static ADD_ROLLUP: LazyLock<String> = LazyLock::new(|| {
-    let columns = ROLLUP_KEYS.iter().chain(&ROLLUP_SUMS).copied().collect::<Vec<_>>().join(", ");
-    let marks = vec!["?"; ROLLUP_KEYS.len() + ROLLUP_SUMS.len()].join(", ");
-    let sums = ROLLUP_SUMS.map(|column| format!("{column} = {column} + excluded.{column}")).join(", ");
-    format!("INSERT INTO rollup ({columns}) VALUES ({marks}) ON CONFLICT ({}) DO UPDATE SET {sums}", ROLLUP_KEYS.join(", "))
-});
-
 /// What a batch came to.
 #[derive(Debug, Default)]
 pub(super) struct Stored {
@@ -194,14 +152,10 @@ pub(crate) struct Charged {
     pub(crate) months: Vec<(MonthIndex, i64)>,
 }
 
-type Sums = [i64; ROLLUP_SUMS.len()];
-type RollupKey = (i64, Arc<str>, Arc<str>, Option<Arc<str>>, Option<Arc<str>>, Option<Arc<str>>);
-
-/// Stores the rows that the database does not have, with everything that follows from them. `tell`: note the charged accounts
-/// as changed, for processes that do not have these charges in memory.
-pub(super) fn store(tx: &Transaction<'_>, rows: &[Pending], sinks: &[Sink], tell: bool) -> store::Result<Stored> {
+/// Stores the rows that the database does not have, with everything that follows from them but the roll-ups, which wait in `ahead`.
+/// `tell`: note the charged accounts as changed, for processes that do not have these charges in memory.
+pub(super) fn store(tx: &Transaction<'_>, rows: &[Pending], sinks: &[Sink], tell: bool, ahead: &mut Ahead) -> store::Result<Stored> {
     let mut stored = Stored::default();
-    let mut rollups: FxHashMap<RollupKey, Sums> = FxHashMap::default();
     let stored_ms = integer(store::now_ms());
     let mut insertion = Insertion::new(tx)?;
     for pending in rows {
@@ -210,8 +164,8 @@ pub(super) fn store(tx: &Transaction<'_>, rows: &[Pending], sinks: &[Sink], tell
         if !inserted {
             continue;
         }
+        let id = tx.last_insert_rowid();
         if pending.row.outcome.end != End::Refused {
-            let id = tx.last_insert_rowid();
             for sink in sinks {
                 tx.prepare_cached("INSERT INTO outbox (sink, ledger_id, stored_ms) VALUES (?, ?, ?)")?.execute(params![
                     *sink as i64,
@@ -221,16 +175,7 @@ pub(super) fn store(tx: &Transaction<'_>, rows: &[Pending], sinks: &[Sink], tell
             }
         }
         add_charge(&mut stored.charges, &pending.row);
-        add_rollup(&mut rollups, &pending.row);
-    }
-    for (key, sums) in &rollups {
-        let (day, account, key_id, model, provider, level) = key;
-        let keys =
-            [&**account, &**key_id, model.as_deref().unwrap_or(""), provider.as_deref().unwrap_or(""), level.as_deref().unwrap_or("")];
-        let values = std::iter::once(Value::Integer(*day))
-            .chain(keys.into_iter().map(|text| Value::Text(text.to_owned())))
-            .chain(sums.iter().map(|sum| Value::Integer(*sum)));
-        tx.prepare_cached(&ADD_ROLLUP)?.execute(params_from_iter(values))?;
+        ahead.add(id, &pending.row);
     }
     store::accounts::charge(tx, &stored.charges)?;
     if tell {
@@ -334,44 +279,6 @@ fn add_charge(charges: &mut Charges, row: &Row) {
     }
 }
 
-fn add_rollup(rollups: &mut FxHashMap<RollupKey, Sums>, row: &Row) {
-    let Row { facts, outcome } = row;
-    let key = (
-        calendar::day_of(facts.started_ms),
-        facts.account.clone(),
-        facts.key_id.clone(),
-        outcome.model.clone(),
-        outcome.provider.clone(),
-        facts.level.clone(),
-    );
-    let is = |end: End| i64::from(outcome.end == end);
-    let head = [
-        1,
-        is(End::Complete),
-        is(End::Failed),
-        is(End::Cancelled),
-        is(End::Refused),
-        i64::from(outcome.was_fallback),
-        i64::from(outcome.byok),
-        cost_of(outcome),
-        outcome.charge.0,
-        outcome.first_event_ms.map_or(0, integer),
-        i64::from(outcome.first_event_ms.is_some()),
-        integer(outcome.duration_ms),
-    ];
-    let mut values: Sums = [0; ROLLUP_SUMS.len()];
-    for (value, count) in values.iter_mut().zip(head.into_iter().chain(outcome.usage.iter().map(|(_, count)| integer(count)))) {
-        *value = count;
-    }
-    let everyone = (key.0, EVERYONE.clone(), EVERYONE.clone(), key.3.clone(), key.4.clone(), key.5.clone());
-    for key in [key, everyone] {
-        let sums = rollups.entry(key).or_insert([0; ROLLUP_SUMS.len()]);
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *sum = sum.saturating_add(value);
-        }
-    }
-}
-
 /// Reads a row from a query whose columns from `first` on are [`ROW_COLUMNS`].
 pub(crate) fn read_row(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Row> {
     let mut usage = Usage::default();
@@ -426,7 +333,7 @@ pub(super) fn sync_database(store: &Store) -> store::Result<()> {
 }
 
 /// SQLite's integers are signed; counts and times beyond them do not occur and stop there.
-fn integer(number: u64) -> i64 {
+pub(super) fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
@@ -434,6 +341,6 @@ fn natural(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
-fn cost_of(outcome: &Outcome) -> i64 {
+pub(super) fn cost_of(outcome: &Outcome) -> i64 {
     i64::try_from(outcome.cost.0).unwrap_or(if outcome.cost.0 < 0 { i64::MIN } else { i64::MAX })
 }

@@ -1,5 +1,6 @@
 //! The two threads behind the ledger: one stores rows, one makes writes safe against power loss and tidies up.
 
+use super::rollup::{self, Ahead, ROLL_INTERVAL};
 use super::{BATCH_INTERVAL, BATCH_ROWS, Inner, Pending, recover, store_rows};
 use crate::store::journal::SYNC_INTERVAL;
 use std::io;
@@ -33,22 +34,30 @@ pub(super) fn spawn(inner: &Arc<Inner>) -> io::Result<Vec<JoinHandle<()>>> {
 
 fn run_batches(inner: &Inner) {
     let mut backlog = Vec::new();
+    let mut ahead = Ahead::default();
+    // At once: rows that a process before this one left, and rows whose sums wait no longer than those.
+    let mut roll_due = Instant::now();
     while let Some(round) = inner.batches.begin(BATCH_INTERVAL) {
         collect(inner, &mut backlog);
-        if store_backlog(inner, &mut backlog) {
+        if store_backlog(inner, &mut backlog, &mut ahead) {
             round.done();
         } else {
             round.failed();
             std::thread::sleep(RETRY_INTERVAL);
         }
+        if Instant::now() >= roll_due {
+            roll_due = Instant::now() + ROLL_INTERVAL;
+            roll(inner, &mut ahead);
+        }
     }
     for _ in 0..SHUTDOWN_ATTEMPTS {
         collect(inner, &mut backlog);
-        if store_backlog(inner, &mut backlog) {
+        if store_backlog(inner, &mut backlog, &mut ahead) {
             break;
         }
         std::thread::sleep(RETRY_INTERVAL);
     }
+    roll(inner, &mut ahead);
     if let Some(shard) = inner.closed.first() {
         // Rows that are left keep their segments: the journal stays for the next start.
         shard.lock().append(&mut backlog);
@@ -67,21 +76,26 @@ fn collect(inner: &Inner, backlog: &mut Vec<Pending>) {
 }
 
 /// Stores everything, batch by batch; `false`: the database did not take it and the rest is kept.
-fn store_backlog(inner: &Inner, backlog: &mut Vec<Pending>) -> bool {
+fn store_backlog(inner: &Inner, backlog: &mut Vec<Pending>, ahead: &mut Ahead) -> bool {
     while !backlog.is_empty() {
         let count = backlog.len().min(BATCH_ROWS);
         let tell = inner.shared.load(Ordering::Relaxed);
         // Balances in memory and in the database are compared under the same lock (`Accounts::refresh`).
         let flushing = inner.accounts.flushing();
-        let written = inner.store.write(|tx| store_rows::store(tx, &backlog[..count], &inner.settings.sinks, tell));
+        let written = inner.store.write(|tx| store_rows::store(tx, &backlog[..count], &inner.settings.sinks, tell, ahead));
         match written {
             Ok(stored) => {
                 inner.accounts.flushed(flushing, &stored.charges);
                 inner.store_stuck.store(false, Ordering::Relaxed);
                 inner.stored.lock().extend(backlog.drain(..count).flat_map(|pending| pending.segments).flatten());
                 inner.pending.fetch_sub(count, Ordering::Relaxed);
+                if ahead.is_full() {
+                    roll(inner, ahead);
+                }
             }
             Err(error) => {
+                // It may have rows that are not stored now. Those that are will be read.
+                *ahead = Ahead::default();
                 if !inner.store_stuck.swap(true, Ordering::Relaxed) {
                     log::error!("ledger: {error}; rows wait in the journal");
                 }
@@ -90,6 +104,15 @@ fn store_backlog(inner: &Inner, backlog: &mut Vec<Pending>) -> bool {
         }
     }
     true
+}
+
+/// Brings the roll-ups up to the last row. Nothing waits for it: what cannot be done now is done the next time.
+fn roll(inner: &Inner, ahead: &mut Ahead) {
+    if let Err(error) = inner.store.write(|tx| rollup::roll(tx, ahead)) {
+        log::warn!("ledger: the roll-ups wait: {error}");
+    }
+    // What was not taken is read from the ledger then.
+    *ahead = Ahead::default();
 }
 
 fn run_syncs(inner: &Inner) {

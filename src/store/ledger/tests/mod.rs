@@ -1,5 +1,6 @@
 //! Real files and a real database; a process that dies is a real child process that is killed.
 
+use super::rollup::Ahead;
 use super::row::tests::full_row;
 use super::*;
 use crate::engine::budget::{MonthIndex, Terms};
@@ -298,3 +299,59 @@ fn cost_of_a_request() {
 mod crash;
 mod disk;
 mod money;
+
+/// Stores rows as a process does that has `ahead`.
+fn store_rows_of(store: &Store, ahead: &mut Ahead, ids: &[&str]) {
+    let rows: Vec<_> =
+        ids.iter().map(|id| Pending { row: row(id, "acme", 3), epoch: 1, ticket: id.len() as u64, segments: Default::default() }).collect();
+    store.write(|tx| store_rows::store(tx, &rows, &[], false, ahead)).unwrap();
+    assert_consistent(store);
+}
+
+/// Rows in the roll-ups, and rows that are not.
+fn rolled(store: &Store) -> (i64, i64) {
+    let query = "SELECT (SELECT coalesce(sum(rows), 0) FROM rollup WHERE account = ''), (SELECT count(*) FROM unrolled)";
+    store.read(|connection| Ok(connection.query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?)))?)).unwrap()
+}
+
+#[test]
+fn each_row_is_rolled_up_once_whoever_stored_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    let roll = |ahead: &mut Ahead| {
+        store.write(|tx| rollup::roll(tx, ahead)).unwrap();
+        *ahead = Ahead::default();
+        assert_consistent(&store);
+    };
+    let (mut one, mut other) = (Ahead::default(), Ahead::default());
+    // Alone: from memory.
+    store_rows_of(&store, &mut one, &["a", "b"]);
+    store_rows_of(&store, &mut one, &["c"]);
+    assert_eq!(rolled(&store), (0, 3));
+    roll(&mut one);
+    assert_eq!(rolled(&store), (3, 0));
+    // Two processes, one between the other's: read from the ledger, and by the first of them for both.
+    store_rows_of(&store, &mut one, &["d"]);
+    store_rows_of(&store, &mut other, &["e"]);
+    store_rows_of(&store, &mut one, &["f", "a"]);
+    roll(&mut one);
+    assert_eq!(rolled(&store), (6, 0));
+    roll(&mut other);
+    assert_eq!(rolled(&store), (6, 0));
+    // One that died before it rolled.
+    store_rows_of(&store, &mut other, &["g", "h"]);
+    store_rows_of(&store, &mut one, &["i"]);
+    roll(&mut one);
+    assert_eq!(rolled(&store), (9, 0));
+    // A transaction that was taken back leaves rows in memory that are not in the ledger.
+    other = Ahead::default();
+    let lost = store.write(|tx| {
+        let rows = [Pending { row: row("j", "acme", 3), epoch: 1, ticket: 1, segments: Default::default() }];
+        store_rows::store(tx, &rows, &[], false, &mut other)?;
+        Err::<(), _>(store::Error::Task)
+    });
+    assert!(lost.is_err());
+    store_rows_of(&store, &mut one, &["k"]);
+    roll(&mut other);
+    assert_eq!(rolled(&store), (10, 0));
+}

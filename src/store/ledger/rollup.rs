@@ -1,0 +1,194 @@
+//! Roll-ups: sums of the ledger's rows by day, account, key, model, provider and level.
+//!
+//! A row is in the ledger a tenth of a second after its request; its sums go into the roll-ups with those of ten seconds, because a
+//! cell then takes many rows at once: where requests are spread over thousands of models or keys, a tenth of a second has nearly as
+//! many cells as rows, and a cell costs twice what a row does. `rolled.through` is the last row that is in the roll-ups. Those
+//! behind it are read from the ledger by whoever asks (the view `unrolled`), so no answer lacks any, and whichever process rolls
+//! next finds them there, after a crash as well.
+
+use super::store_rows::{ROW_COLUMNS, cost_of, integer, read_row};
+use super::{BATCH_ROWS, End, Row};
+use crate::engine::usage::Bucket;
+use crate::store::{self, calendar};
+use rusqlite::{Transaction, params, params_from_iter, types::Value};
+use rustc_hash::FxHashMap;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+/// How often rows go into the roll-ups.
+pub(super) const ROLL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Cells that are summed in memory before they go into the roll-ups ahead of time: 8 MB, and a fifth of a second of the database's time.
+const CELLS_MAX: usize = 16_384;
+
+/// What came after [`TABLES`](super::TABLES).
+pub const THROUGH: &str = "
+CREATE TABLE rolled (through INTEGER NOT NULL);
+INSERT INTO rolled SELECT coalesce(max(id), 0) FROM ledger;
+CREATE VIEW unrolled AS SELECT
+    started_ms / 86400000 AS day, account, key_id, coalesce(model, '') AS model, coalesce(provider, '') AS provider,
+    coalesce(level, '') AS level, 1 AS rows, \"end\" = 0 AS complete, \"end\" = 1 AS failed, \"end\" = 2 AS cancelled,
+    \"end\" = 3 AS refused, was_fallback AS fallbacks, byok, cost, charge, coalesce(first_event_ms, 0) AS first_event_ms,
+    first_event_ms IS NOT NULL AS first_events, duration_ms, input, image_input, audio_input, cached_input, cached_audio_input,
+    cache_write_5m, cache_write_1h, output, reasoning, audio_output, image_output, milliseconds, images, requests, web_searches
+    FROM ledger WHERE id > (SELECT through FROM rolled);
+";
+
+const KEYS: [&str; 6] = ["day", "account", "key_id", "model", "provider", "level"];
+
+/// Columns of a roll-up that are summed, in the order of [`Sums`].
+pub(crate) const ROLLUP_SUMS: [&str; 12 + Bucket::ALL.len()] = [
+    "rows",
+    "complete",
+    "failed",
+    "cancelled",
+    "refused",
+    "fallbacks",
+    "byok",
+    "cost",
+    "charge",
+    "first_event_ms",
+    "first_events",
+    "duration_ms",
+    "input",
+    "image_input",
+    "audio_input",
+    "cached_input",
+    "cached_audio_input",
+    "cache_write_5m",
+    "cache_write_1h",
+    "output",
+    "reasoning",
+    "audio_output",
+    "image_output",
+    "milliseconds",
+    "images",
+    "requests",
+    "web_searches",
+];
+
+static ADD: LazyLock<String> = LazyLock::new(|| {
+    let columns = KEYS.iter().chain(&ROLLUP_SUMS).copied().collect::<Vec<_>>().join(", ");
+    let marks = vec!["?"; KEYS.len() + ROLLUP_SUMS.len()].join(", ");
+    let sums = ROLLUP_SUMS.map(|column| format!("{column} = {column} + excluded.{column}")).join(", ");
+    format!("INSERT INTO rollup ({columns}) VALUES ({marks}) ON CONFLICT ({}) DO UPDATE SET {sums}", KEYS.join(", "))
+});
+
+static READ: LazyLock<String> = LazyLock::new(|| format!("SELECT id, {ROW_COLUMNS} FROM ledger WHERE id > ? ORDER BY id LIMIT ?"));
+
+type Sums = [i64; ROLLUP_SUMS.len()];
+
+/// Sums by what they are about.
+type Cells<K> = FxHashMap<K, Sums>;
+/// Day, model, provider and level: a cell of all accounts and keys.
+type Common = (i64, Option<Arc<str>>, Option<Arc<str>>, Option<Arc<str>>);
+/// Account, key, and the rest: a cell of one key.
+type Owned = (Arc<str>, Arc<str>, Common);
+
+/// Sums of the rows that this process stored since it last rolled, so that they need not be read again.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    cells: Cells<Owned>,
+    first: i64,
+    rows: i64,
+}
+
+impl Ahead {
+    /// A row that was stored as `id`.
+    pub(super) fn add(&mut self, id: i64, row: &Row) {
+        if self.rows == 0 {
+            self.first = id;
+        }
+        self.rows += 1;
+        add_row(&mut self.cells, row);
+    }
+
+    /// It has as many cells as it may have.
+    pub(super) fn is_full(&self) -> bool {
+        self.cells.len() >= CELLS_MAX
+    }
+
+    /// It has every row behind `through`, and no other: another process may have stored some between, or rolled these.
+    fn is_all(&self, through: i64, last: i64) -> bool {
+        self.first == through + 1 && last == through + self.rows
+    }
+}
+
+/// Adds the rows that are in no roll-up yet: from `ahead`, if it has just these, else from the ledger.
+pub(super) fn roll(tx: &Transaction<'_>, ahead: &Ahead) -> store::Result<()> {
+    let (mut through, last): (i64, i64) = tx
+        .prepare_cached("SELECT through, (SELECT coalesce(max(id), 0) FROM ledger) FROM rolled")?
+        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if through == last {
+        return Ok(());
+    }
+    if ahead.is_all(through, last) {
+        add(tx, &ahead.cells)?;
+        through = last;
+    }
+    while through < last {
+        let mut cells = Cells::default();
+        let mut read = tx.prepare_cached(&READ)?;
+        let mut rows = read.query(params![through, integer(BATCH_ROWS as u64)])?;
+        while let Some(row) = rows.next()? {
+            through = row.get(0)?;
+            add_row(&mut cells, &read_row(row, 1)?);
+        }
+        add(tx, &cells)?;
+    }
+    tx.prepare_cached("UPDATE rolled SET through = ?")?.execute([through])?;
+    Ok(())
+}
+
+fn add(tx: &Transaction<'_>, cells: &Cells<Owned>) -> store::Result<()> {
+    let mut everyone: Cells<&Common> = Cells::default();
+    let mut statement = tx.prepare_cached(&ADD)?;
+    let mut upsert = |account: &str, key_id: &str, common: &Common, sums: &Sums| {
+        let (day, model, provider, level) = common;
+        let text = |text: &Option<Arc<str>>| text.as_deref().unwrap_or("").to_owned();
+        let keys = [account.to_owned(), key_id.to_owned(), text(model), text(provider), text(level)];
+        let values = std::iter::once(Value::Integer(*day))
+            .chain(keys.into_iter().map(Value::Text))
+            .chain(sums.iter().map(|sum| Value::Integer(*sum)));
+        statement.execute(params_from_iter(values))
+    };
+    for ((account, key_id, common), sums) in cells {
+        upsert(account, key_id, common, sums)?;
+        add_sums(everyone.entry(common).or_insert([0; ROLLUP_SUMS.len()]), sums);
+    }
+    for (common, sums) in everyone {
+        upsert("", "", common, &sums)?;
+    }
+    Ok(())
+}
+
+fn add_row(cells: &mut Cells<Owned>, row: &Row) {
+    let Row { facts, outcome } = row;
+    let common = (calendar::day_of(facts.started_ms), outcome.model.clone(), outcome.provider.clone(), facts.level.clone());
+    let is = |end: End| i64::from(outcome.end == end);
+    let head = [
+        1,
+        is(End::Complete),
+        is(End::Failed),
+        is(End::Cancelled),
+        is(End::Refused),
+        i64::from(outcome.was_fallback),
+        i64::from(outcome.byok),
+        cost_of(outcome),
+        outcome.charge.0,
+        outcome.first_event_ms.map_or(0, integer),
+        i64::from(outcome.first_event_ms.is_some()),
+        integer(outcome.duration_ms),
+    ];
+    let mut values: Sums = [0; ROLLUP_SUMS.len()];
+    for (value, count) in values.iter_mut().zip(head.into_iter().chain(outcome.usage.counts().map(integer))) {
+        *value = count;
+    }
+    add_sums(cells.entry((facts.account.clone(), facts.key_id.clone(), common)).or_insert([0; ROLLUP_SUMS.len()]), &values);
+}
+
+fn add_sums(sums: &mut Sums, more: &Sums) {
+    for (sum, more) in sums.iter_mut().zip(more) {
+        *sum = sum.saturating_add(*more);
+    }
+}
