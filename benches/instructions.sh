@@ -17,8 +17,9 @@ avx2=no-avx2
 if grep -qw avx2 /proc/cpuinfo; then avx2=avx2; fi
 kind="$(rustc --version | cut -d ' ' -f 1,2), $(rustc --print host-tuple), $(ldd --version | head -n 1 | sed 's/.* /libc /'), $(valgrind --version), $avx2"
 
-# Symbols, so that callgrind finds the measured function; the engine alone, which is all that is measured.
-program=$(CARGO_PROFILE_BENCH_STRIP=none cargo bench --quiet --no-default-features --bench instructions --no-run --message-format=json |
+# Symbols, so that callgrind finds the measured function; the engine alone, which is all that is measured; and no profile, with which
+# the same code would count otherwise.
+program=$(WEIR_PROFILE=off CARGO_PROFILE_BENCH_STRIP=none cargo bench --quiet --no-default-features --bench instructions --no-run --message-format=json |
     sed -n 's/.*"name":"instructions".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
 [ -x "$program" ] || { echo "instructions.sh: the bench was not built" >&2; exit 2; }
 

@@ -285,7 +285,9 @@ def prepare(options, systems):
     options.weir = os.path.abspath(options.weir)
     if not options.bin:
         features = [] if "bare" in systems else ["--no-default-features"]
-        subprocess.run(["cargo", "build", "--release", "--quiet", *features, "--manifest-path", str(HERE / "Cargo.toml")], check=True)
+        # As anyone would build them: weir's own profile is not theirs.
+        plain = {**os.environ, "WEIR_PROFILE": "off"}
+        subprocess.run(["cargo", "build", "--release", "--quiet", *features, "--manifest-path", str(HERE / "Cargo.toml")], check=True, env=plain)
     if "weir" in systems and not os.path.exists(options.weir):
         sys.exit(f"{options.weir} is not there: cargo build --release, or --weir PATH")
     RESULTS.mkdir(parents=True, exist_ok=True)
