@@ -1,117 +1,106 @@
-//! Byte search with vectors of 16 bytes, which every 64-bit processor has. JSON text is full of short strings and escapes: a
-//! vectored search behind a call costs more on them than it saves.
+//! Byte search with the widest vectors that the processor has, found out at run time. JSON text is full of short strings and
+//! escapes: what is short is looked for with what every processor has, so that no call is needed.
 
-use wide::u8x16;
+use fearless_simd::{Level, Simd, dispatch, prelude::*, u8x16, u8x64};
 
 /// Bytes of a [`Block`]: as many as a mask has bits.
 pub const BLOCK_BYTES: usize = 64;
 
 /// Blocks in a row without anything special after which a text is taken for a long plain one (prose, base64): from there the wider
 /// vectors of `memchr` pay for its call.
-pub const LONG_RUN_BLOCKS: usize = 4;
+const LONG_RUN_BLOCKS: usize = 4;
 
 /// 64 bytes, to be asked where something stands: bit `n` of each mask is byte `n`.
+///
+/// All of it is inlined by force, for the vectors are the processor's own only in code that [`dispatch`] was told of.
 #[derive(Debug, Clone, Copy)]
-pub struct Block([u8x16; 4]);
+pub struct Block<S: Simd>(u8x64<S>);
 
-impl Block {
+impl<S: Simd> Block<S> {
     /// The first 64 of `bytes`; what is missing reads as 0.
-    #[inline]
-    pub fn of(bytes: &[u8]) -> Block {
-        match bytes.first_chunk() {
-            Some(whole) => Block::new(whole),
+    #[inline(always)]
+    pub fn of(simd: S, bytes: &[u8]) -> Block<S> {
+        match bytes.first_chunk::<BLOCK_BYTES>() {
+            Some(whole) => Block(u8x64::simd_from(simd, *whole)),
             None => {
                 let mut padded = [0; BLOCK_BYTES];
                 padded[..bytes.len()].copy_from_slice(bytes);
-                Block::new(&padded)
+                Block(u8x64::simd_from(simd, padded))
             }
         }
     }
 
-    #[inline]
-    fn new(bytes: &[u8; BLOCK_BYTES]) -> Block {
-        let part = |at: usize| {
-            let mut part = [0; 16];
-            part.copy_from_slice(&bytes[at..at + 16]);
-            u8x16::new(part)
-        };
-        Block([part(0), part(16), part(32), part(48)])
-    }
-
     /// Nothing in it ends a run of a JSON string: no quote, no backslash, no control character.
-    #[inline]
-    pub fn is_plain(&self) -> bool {
-        let (quote, backslash, control) = (u8x16::splat(b'"'), u8x16::splat(b'\\'), u8x16::splat(0x1f));
-        let [a, b, c, d] = self.0.map(|part| part.simd_eq(quote) | part.simd_eq(backslash) | part.min(control).simd_eq(part));
-        (a | b | c | d).to_bitmask() == 0
+    #[inline(always)]
+    pub fn is_plain(self) -> bool {
+        let part = self.0;
+        !(part.simd_eq(b'"') | part.simd_eq(b'\\') | part.min(0x1f).simd_eq(part)).any_true()
     }
 
     /// Where a byte is `byte`.
-    #[inline]
-    pub fn equal(&self, byte: u8) -> u64 {
-        let byte = u8x16::splat(byte);
-        self.mask(|part| part.simd_eq(byte))
+    #[inline(always)]
+    pub fn equal(self, byte: u8) -> u64 {
+        self.0.simd_eq(byte).to_bitmask()
     }
 
     /// Where a byte is one of two.
-    #[inline]
-    pub fn either(&self, bytes: [u8; 2]) -> u64 {
-        let [a, b] = bytes.map(u8x16::splat);
-        self.mask(|part| part.simd_eq(a) | part.simd_eq(b))
+    #[inline(always)]
+    pub fn either(self, bytes: [u8; 2]) -> u64 {
+        let [a, b] = bytes.map(|byte| self.0.simd_eq(byte));
+        (a | b).to_bitmask()
     }
 
     /// Where a byte is one of four.
-    #[inline]
-    pub fn one_of(&self, bytes: [u8; 4]) -> u64 {
-        let [a, b, c, d] = bytes.map(u8x16::splat);
-        self.mask(|part| part.simd_eq(a) | part.simd_eq(b) | part.simd_eq(c) | part.simd_eq(d))
+    #[inline(always)]
+    pub fn one_of(self, bytes: [u8; 4]) -> u64 {
+        let [a, b, c, d] = bytes.map(|byte| self.0.simd_eq(byte));
+        (a | b | c | d).to_bitmask()
     }
 
     /// Where a byte is less than `bound`.
-    #[inline]
-    pub fn below(&self, bound: u8) -> u64 {
-        // `most` is the largest that counts: the smaller one of it and the byte is then the byte.
-        let most = u8x16::splat(bound.saturating_sub(1));
-        self.mask(|part| part.min(most).simd_eq(part))
+    #[inline(always)]
+    pub fn below(self, bound: u8) -> u64 {
+        // The smaller one of the byte and the largest that counts is then the byte.
+        self.0.min(bound.saturating_sub(1)).simd_eq(self.0).to_bitmask()
+    }
+
+    /// The bits that are set in one of both, byte by byte.
+    #[inline(always)]
+    pub fn or(self, other: Block<S>) -> Block<S> {
+        Block(self.0 | other.0)
     }
 
     /// Some byte is beyond ASCII.
-    #[inline]
-    pub fn is_beyond_ascii(&self) -> bool {
-        let [a, b, c, d] = self.0;
-        (a | b | c | d).to_bitmask() != 0
-    }
-
-    #[inline]
-    fn mask(&self, test: impl Fn(u8x16) -> u8x16) -> u64 {
-        self.0.iter().enumerate().fold(0, |mask, (at, part)| mask | u64::from(test(*part).to_bitmask()) << (16 * at))
+    #[inline(always)]
+    pub fn is_beyond_ascii(self) -> bool {
+        (self.0 & 0x80).simd_eq(0x80).any_true()
     }
 }
 
 /// Where the next quote or backslash stands at or behind `from`, or the end.
 #[inline]
 pub fn quote_or_backslash(bytes: &[u8], from: usize) -> usize {
-    const SPECIAL: [u8; 2] = *b"\"\\";
-    let (quote, backslash) = (u8x16::splat(SPECIAL[0]), u8x16::splat(SPECIAL[1]));
     let rest = bytes.get(from..).unwrap_or_default();
     // Most strings are short: one vector has their end.
-    if let Some(part) = rest.first_chunk() {
-        let part = u8x16::new(*part);
-        let found = (part.simd_eq(quote) | part.simd_eq(backslash)).to_bitmask();
+    if let Some(part) = rest.first_chunk::<16>() {
+        let found = dispatch!(Level::baseline(), simd => {
+            let part = u8x16::simd_from(simd, *part);
+            (part.simd_eq(b'"') | part.simd_eq(b'\\')).to_bitmask()
+        });
         if found != 0 {
             return from + found.trailing_zeros() as usize;
         }
-        return long_run(bytes, from + 16, SPECIAL);
+        return long_run(bytes, from + 16);
     }
-    from + rest.iter().position(|byte| SPECIAL.contains(byte)).unwrap_or(rest.len())
+    from + rest.iter().position(|byte| b"\"\\".contains(byte)).unwrap_or(rest.len())
 }
 
 /// As [`quote_or_backslash`], by blocks while the end may be near.
-fn long_run(bytes: &[u8], from: usize, special: [u8; 2]) -> usize {
+fn long_run(bytes: &[u8], from: usize) -> usize {
     let mut at = from;
     for _ in 0..LONG_RUN_BLOCKS {
         let rest = bytes.get(at..).unwrap_or_default();
-        let found = Block::of(rest).either(special);
+        let found = dispatch!(Level::baseline(), simd => Block::of(simd, rest).either(*b"\"\\"));
         if found != 0 {
             return at + found.trailing_zeros() as usize;
         }
@@ -121,7 +110,20 @@ fn long_run(bytes: &[u8], from: usize, special: [u8; 2]) -> usize {
         at += BLOCK_BYTES;
     }
     let rest = bytes.get(at..).unwrap_or_default();
-    at + memchr::memchr2(special[0], special[1], rest).unwrap_or(rest.len())
+    at + memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len())
+}
+
+/// The length of a string of fewer than 16 ASCII bytes without escapes, if that is what is here.
+#[inline]
+pub fn short_string(bytes: &[u8]) -> Option<usize> {
+    let part = *bytes.first_chunk::<16>()?;
+    let (quotes, others) = dispatch!(Level::baseline(), simd => {
+        let part = u8x16::simd_from(simd, part);
+        let others = part.simd_eq(b'\\') | part.min(0x1f).simd_eq(part) | (part & 0x80).simd_eq(0x80);
+        (part.simd_eq(b'"').to_bitmask(), others.to_bitmask())
+    });
+    let before_quote = quotes.wrapping_sub(1) & !quotes;
+    (quotes != 0 && others & before_quote == 0).then(|| quotes.trailing_zeros() as usize)
 }
 
 /// Where a byte stands behind a backslash that is not escaped itself. `carried` goes from block to block: 1 when the next one
@@ -144,13 +146,24 @@ pub fn escaped(backslashes: u64, carried: &mut u64) -> u64 {
 mod tests {
     use super::*;
 
+    /// With the vectors that every processor has, and with the widest of this one.
+    fn levels() -> [Level; 2] {
+        [Level::baseline(), Level::new()]
+    }
+
     #[test]
     fn masks_tell_each_byte() {
+        for level in levels() {
+            dispatch!(level, simd => masks_of(simd));
+        }
+    }
+
+    fn masks_of<S: Simd>(simd: S) {
         for at in 0..BLOCK_BYTES {
             for byte in 0..=u8::MAX {
                 let mut bytes = [b'a'; BLOCK_BYTES];
                 bytes[at] = byte;
-                let (block, bit) = (Block::of(&bytes), 1 << at);
+                let (block, bit) = (Block::of(simd, &bytes), 1 << at);
                 let expected = |is: bool| if is { bit } else { 0 };
                 assert_eq!(block.equal(b'"'), expected(byte == b'"'));
                 assert_eq!(block.below(0x20), expected(byte < 0x20));
@@ -160,11 +173,12 @@ mod tests {
                 assert_eq!(block.is_plain(), byte >= 0x20 && byte != b'"' && byte != b'\\');
             }
         }
-        assert_eq!(Block::of(b"ab").below(1), u64::MAX << 2);
+        assert_eq!(Block::of(simd, b"ab").below(1), u64::MAX << 2);
     }
 
     #[test]
     fn escapes_are_found_as_a_loop_finds_them() {
+        let backslashes = |text: &[u8]| dispatch!(Level::new(), simd => Block::of(simd, text).equal(b'\\'));
         // Runs of every length at every place, across two blocks and with something in between.
         for start in 0..70 {
             for length in 0..60 {
@@ -185,8 +199,8 @@ mod tests {
                         at += 1;
                     }
                     let mut carried = 0;
-                    let first = escaped(Block::of(&text).equal(b'\\'), &mut carried);
-                    let second = escaped(Block::of(&text[BLOCK_BYTES..]).equal(b'\\'), &mut carried);
+                    let first = escaped(backslashes(&text), &mut carried);
+                    let second = escaped(backslashes(&text[BLOCK_BYTES..]), &mut carried);
                     assert_eq!(u128::from(first) | u128::from(second) << 64, expected, "{start} {length}");
                 }
             }

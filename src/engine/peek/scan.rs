@@ -1,9 +1,9 @@
 //! JSON tokens of a byte slice (RFC 8259): strict, without copies, strings skipped by vectors.
 
 use super::BadBody;
-use crate::engine::vector::{BLOCK_BYTES, Block, LONG_RUN_BLOCKS, escaped};
+use crate::engine::vector::{BLOCK_BYTES, Block, escaped, short_string};
+use fearless_simd::{Level, Simd, dispatch};
 use std::ops::Range;
-use wide::u8x16;
 
 /// Objects and arrays open at once. The bound of serde_json, so that whatever reads the body later agrees on what is readable;
 /// deeper bodies are refused.
@@ -161,26 +161,27 @@ impl<'a> Scanner<'a> {
             self.at += length + 1;
             return Ok(Text { start, end: start + length, len: length });
         }
+        dispatch!(Level::new(), simd => self.long_string(simd))
+    }
+
+    /// As [`string`](Scanner::string), by blocks.
+    #[inline(always)]
+    fn long_string<S: Simd>(&mut self, simd: S) -> Result<Text, BadBody> {
+        let start = self.at;
         // Bytes that escapes are longer than what they stand for.
         let mut excess = 0;
         // Of bytes behind the string too: then UTF-8 is checked without need.
-        let mut is_beyond_ascii = false;
-        let (mut carried, mut plain) = (0, 0);
+        let mut bits = Block::of(simd, b"");
+        let mut carried = 0;
         // Blocks with escapes come one after another: behind one, the next is not asked whether it has any.
         let mut may_be_plain = true;
         loop {
-            let block = Block::of(&self.body[self.at..]);
-            is_beyond_ascii |= block.is_beyond_ascii();
+            let block = Block::of(simd, &self.body[self.at..]);
+            bits = bits.or(block);
             if may_be_plain && carried == 0 && block.is_plain() {
                 self.at += BLOCK_BYTES;
-                plain += 1;
-                if plain == LONG_RUN_BLOCKS {
-                    self.at += long_run(&self.body[self.at..], &mut is_beyond_ascii);
-                    plain = 0;
-                }
                 continue;
             }
-            plain = 0;
             let (quotes, backslashes) = (block.equal(b'"'), block.equal(b'\\'));
             may_be_plain = backslashes == 0;
             let escaped = escaped(backslashes, &mut carried);
@@ -220,7 +221,7 @@ impl<'a> Scanner<'a> {
         }
         let end = self.at;
         self.at += 1;
-        if is_beyond_ascii {
+        if bits.is_beyond_ascii() {
             self.check_utf8(start)?;
         }
         Ok(Text { start, end, len: end - start - excess })
@@ -324,24 +325,4 @@ impl<'a> Scanner<'a> {
         self.at += digits;
         if digits == 0 { self.fail("a digit") } else { Ok(()) }
     }
-}
-
-/// The length of a run up to a quote, a backslash or a control character.
-#[inline(never)]
-fn long_run(bytes: &[u8], is_beyond_ascii: &mut bool) -> usize {
-    let end = memchr::memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
-    // One pass without an early exit, so that it compiles to vector code.
-    let (least, all) = bytes[..end].iter().fold((u8::MAX, 0), |(least, all), byte| (least.min(*byte), all | byte));
-    *is_beyond_ascii |= all >= 0x80;
-    if least >= b' ' { end } else { bytes.iter().take_while(|byte| **byte >= b' ').count() }
-}
-
-/// The length of a string of fewer than 16 ASCII bytes without escapes, if that is what is here.
-#[inline]
-fn short_string(bytes: &[u8]) -> Option<usize> {
-    let part = u8x16::new(*bytes.first_chunk()?);
-    let other = part.simd_eq(u8x16::splat(b'\\')) | part.min(u8x16::splat(0x1f)).simd_eq(part) | part;
-    let (quotes, others) = (part.simd_eq(u8x16::splat(b'"')).to_bitmask(), other.to_bitmask());
-    let before_quote = quotes.wrapping_sub(1) & !quotes;
-    (quotes != 0 && others & before_quote == 0).then(|| quotes.trailing_zeros() as usize)
 }
