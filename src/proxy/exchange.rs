@@ -95,7 +95,7 @@ impl<'a> Serving<'a> {
         let blame = Blame { gateway, attempt, retry: admitted.plan.retry() };
         let (standings, settlement, keeping, place) = for_the_answer(admitted);
         let answering = Answering { gateway, head, told, standings, deadline, series, in_flight, opened, keeping, blame, _place: place };
-        (boxed(|| answering), settlement)
+        (Box::new(answering), settlement)
     }
 
     /// Passes an upstream's refusal on as it came: the caller is to blame and should see why.

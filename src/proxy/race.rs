@@ -8,7 +8,6 @@
 use super::attempt::{self, Committed, Failed, Sending};
 use super::exchange::{self, Prepared, Told};
 use super::gateway::Gateway;
-use super::heap::boxed;
 use super::ingress::{Admitted, Head};
 use super::relay::{CLIENT_WRITE_TIMEOUT, HEARTBEAT};
 use super::settle::{Current, Stage, Tried};
@@ -288,7 +287,7 @@ impl<'a> Serving<'a> {
             open.stage = Stage::Answering;
             open.first_event_ms = Some(total.as_millis() as u64);
         }
-        Raced::Won(boxed(|| winner), committed)
+        Raced::Won(Box::new(winner), committed)
     }
 
     /// Takes note of a failure. `other` is still under way.

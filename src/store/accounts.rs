@@ -148,7 +148,7 @@ pub fn verify(connection: &Connection) -> store::Result<Vec<String>> {
     let sums = "coalesce(sum(charge), 0), coalesce(sum(cost), 0)";
     let rows: (i64, i64, i64) = connection.query_row(&format!("SELECT {sums}, count(*) FROM ledger"), [], three)?;
     for cells in ["account != ''", "account = ''"] {
-        let parts = format!("SELECT charge, cost, rows FROM rollup WHERE {cells} UNION ALL SELECT charge, cost, rows FROM unrolled");
+        let parts = format!("SELECT charge, cost, rows FROM totals WHERE {cells} UNION ALL SELECT charge, cost, rows FROM unrolled");
         let query = format!("SELECT {sums}, coalesce(sum(rows), 0) FROM ({parts})");
         let rollups: (i64, i64, i64) = connection.query_row(&query, [], three)?;
         if rollups != rows {

@@ -184,8 +184,9 @@ mod tests {
         MIGRATIONS[0].iter().for_each(|part| old.execute_batch(part).unwrap());
         let places = vec!["7"; 3 + ledger::store_rows::ROW_COLUMNS_COUNT].join(", ");
         old.execute_batch(&format!("INSERT INTO ledger VALUES ({places}); PRAGMA user_version = 1")).unwrap();
-        drop(old);
         let store = Store::open(&format!("sqlite:{}", path.display())).unwrap();
+        // A server that still runs cannot add its rows to sums that this one will add them to.
+        assert!(old.execute_batch("UPDATE rollup SET rows = rows + 1").is_err());
         let found: (i64, i64) = store
             .read(|connection| {
                 let query = "SELECT through, (SELECT count(*) FROM unrolled) FROM rolled";

@@ -360,8 +360,8 @@ fn sums(connection: &Connection, account: Option<&str>, since: i64, until: i64, 
     };
     // With an account: one look-up for each day, for the roll-ups are ordered by day and account.
     let rolled = match account {
-        None => "SELECT * FROM rollup WHERE day BETWEEN ?1 AND ?2 AND account != ''",
-        Some(_) => "SELECT rollup.* FROM days CROSS JOIN rollup ON rollup.day = days.at AND rollup.account = ?3",
+        None => "SELECT * FROM totals WHERE day BETWEEN ?1 AND ?2 AND account != ''",
+        Some(_) => "SELECT totals.* FROM days CROSS JOIN totals ON totals.day = days.at AND totals.account = ?3",
     };
     // The rows that are in no roll-up yet are those of single accounts.
     let of_account = if account.is_some_and(|account| !account.is_empty()) { "AND account = ?3" } else { "" };
@@ -443,13 +443,13 @@ fn month(connection: &Connection, account: Option<&str>, now_ms: u64) -> store::
 /// The first day with any use; for an account found by one look-up for each day.
 fn first_use(connection: &Connection, account: Option<&str>) -> store::Result<Option<i64>> {
     let Some(account) = account else {
-        let all = "SELECT min(day) FROM (SELECT min(day) AS day FROM rollup UNION ALL SELECT min(day) FROM unrolled)";
+        let all = "SELECT min(day) FROM (SELECT min(day) AS day FROM totals UNION ALL SELECT min(day) FROM unrolled)";
         return Ok(connection.query_row(all, [], |row| row.get(0))?);
     };
     let first = connection.query_row(
-        "WITH RECURSIVE days (at) AS (SELECT min(day) FROM rollup UNION ALL SELECT at + 1 FROM days WHERE at < (SELECT max(day) FROM rollup))
+        "WITH RECURSIVE days (at) AS (SELECT min(day) FROM totals UNION ALL SELECT at + 1 FROM days WHERE at < (SELECT max(day) FROM totals))
          SELECT min(day) FROM (
-            SELECT * FROM (SELECT at AS day FROM days WHERE EXISTS (SELECT 1 FROM rollup WHERE day = at AND account = ?1) LIMIT 1)
+            SELECT * FROM (SELECT at AS day FROM days WHERE EXISTS (SELECT 1 FROM totals WHERE day = at AND account = ?1) LIMIT 1)
             UNION ALL SELECT min(day) FROM unrolled WHERE account = ?1)",
         [account],
         |row| row.get(0),

@@ -1,4 +1,4 @@
-//! Roll-ups: sums of the ledger's rows by day, account, key, model, provider and level.
+//! Roll-ups (the table `totals`): sums of the ledger's rows by day, account, key, model, provider and level.
 //!
 //! A row is in the ledger a tenth of a second after its request; its sums go into the roll-ups with those of ten seconds, because a
 //! cell then takes many rows at once: where requests are spread over thousands of models or keys, a tenth of a second has nearly as
@@ -21,8 +21,11 @@ pub(super) const ROLL_INTERVAL: Duration = Duration::from_secs(10);
 /// Cells that are summed in memory before they go into the roll-ups ahead of time: 8 MB, and a fifth of a second of the database's time.
 const CELLS_MAX: usize = 16_384;
 
-/// What came after [`TABLES`](super::TABLES).
+/// What came after [`TABLES`](super::TABLES). The sums have another name than there: a server of the version before, which still
+/// runs while this one takes over, would add its rows itself, and they would be added again. So it cannot store them; they stay in
+/// its journal, and are stored from there when it has gone.
 pub const THROUGH: &str = "
+ALTER TABLE rollup RENAME TO totals;
 CREATE TABLE rolled (through INTEGER NOT NULL);
 INSERT INTO rolled SELECT coalesce(max(id), 0) FROM ledger;
 CREATE VIEW unrolled AS SELECT
@@ -71,7 +74,7 @@ static ADD: LazyLock<String> = LazyLock::new(|| {
     let columns = KEYS.iter().chain(&ROLLUP_SUMS).copied().collect::<Vec<_>>().join(", ");
     let marks = vec!["?"; KEYS.len() + ROLLUP_SUMS.len()].join(", ");
     let sums = ROLLUP_SUMS.map(|column| format!("{column} = {column} + excluded.{column}")).join(", ");
-    format!("INSERT INTO rollup ({columns}) VALUES ({marks}) ON CONFLICT ({}) DO UPDATE SET {sums}", KEYS.join(", "))
+    format!("INSERT INTO totals ({columns}) VALUES ({marks}) ON CONFLICT ({}) DO UPDATE SET {sums}", KEYS.join(", "))
 });
 
 static READ: LazyLock<String> = LazyLock::new(|| format!("SELECT id, {ROW_COLUMNS} FROM ledger WHERE id > ? ORDER BY id LIMIT ?"));

@@ -35,7 +35,7 @@ pub(super) fn spawn(inner: &Arc<Inner>) -> io::Result<Vec<JoinHandle<()>>> {
 fn run_batches(inner: &Inner) {
     let mut backlog = Vec::new();
     let mut ahead = Ahead::default();
-    // At once: rows that a process before this one left, and rows whose sums wait no longer than those.
+    // At once, for rows that a process before this one left.
     let mut roll_due = Instant::now();
     while let Some(round) = inner.batches.begin(BATCH_INTERVAL) {
         collect(inner, &mut backlog);

@@ -34,7 +34,7 @@ const ROWS: [(u64, &str, &str, i64); 6] = [
 
 /// As if nothing had been rolled up yet.
 fn unroll(store: &Store) {
-    store.write(|tx| Ok(tx.execute_batch("DELETE FROM rollup; UPDATE rolled SET through = 0")?)).unwrap();
+    store.write(|tx| Ok(tx.execute_batch("DELETE FROM totals; UPDATE rolled SET through = 0")?)).unwrap();
 }
 
 fn lines(by: By, account: Option<&str>, since: &str) -> Vec<(String, u64, i128)> {
@@ -166,11 +166,11 @@ fn answers_on_ten_million_rows() {
     let today = calendar::day_of(NOW_MS);
     // 400 days × 100 accounts × 5 models × 5 keys: a million cells of ten requests each.
     let fill = "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 999999)
-        INSERT INTO rollup SELECT ?1 - i / 2500, 'account' || (i / 25 % 100), 'key' || (i / 5 % 5), 'model' || (i % 5), 'provider', '',
+        INSERT INTO totals SELECT ?1 - i / 2500, 'account' || (i / 25 % 100), 'key' || (i / 5 % 5), 'model' || (i % 5), 'provider', '',
         10, 9, 1, 0, 0, 0, 0, 1234567, 1234, 100, 10, 1000, 500, 0, 0, 0, 0, 0, 0, 100, 0, 0, 0, 0, 0, 10, 0 FROM n";
     let everyone =
-        "INSERT INTO rollup SELECT day, '', '', model, provider, level, sum(rows), 9, 1, 0, 0, 0, 0, sum(cost), sum(charge), 0, 0, 0,
-        sum(input), 0, 0, 0, 0, 0, 0, sum(output), 0, 0, 0, 0, 0, 10, 0 FROM rollup GROUP BY day, model";
+        "INSERT INTO totals SELECT day, '', '', model, provider, level, sum(rows), 9, 1, 0, 0, 0, 0, sum(cost), sum(charge), 0, 0, 0,
+        sum(input), 0, 0, 0, 0, 0, 0, sum(output), 0, 0, 0, 0, 0, 10, 0 FROM totals GROUP BY day, model";
     store.write(|tx| Ok(tx.execute(fill, [today])? + tx.execute(everyone, [])?)).unwrap();
     for (account, by, since) in [
         (None, By::Day, today - 30),

@@ -310,7 +310,7 @@ fn store_rows_of(store: &Store, ahead: &mut Ahead, ids: &[&str]) {
 
 /// Rows in the roll-ups, and rows that are not.
 fn rolled(store: &Store) -> (i64, i64) {
-    let query = "SELECT (SELECT coalesce(sum(rows), 0) FROM rollup WHERE account = ''), (SELECT count(*) FROM unrolled)";
+    let query = "SELECT (SELECT coalesce(sum(rows), 0) FROM totals WHERE account = ''), (SELECT count(*) FROM unrolled)";
     store.read(|connection| Ok(connection.query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?)))?)).unwrap()
 }
 
