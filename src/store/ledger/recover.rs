@@ -1,7 +1,6 @@
 //! What dead processes left in their journals becomes rows.
 
 use super::codec::{self, Record};
-use super::rollup::Ahead;
 use super::{End, Outcome, Pending, Row, Sink, store_rows};
 use crate::store::journal::{Orphan, scan};
 use crate::store::{self, Store};
@@ -45,9 +44,9 @@ pub(super) fn replay(store: &Store, sinks: &[Sink], orphan: Orphan, now_ms: u64)
                 was_open.push(open);
             }
             // Nobody has these charges in memory: tell every process that runs.
-            let inserted = store.write(|tx| store_rows::store(tx, &batch, sinks, true, &mut Ahead::default()))?.inserted;
-            replayed.stored += inserted.iter().filter(|inserted| **inserted).count() as u64;
-            replayed.unfinished += was_open.iter().zip(&inserted).filter(|(open, inserted)| **open && **inserted).count() as u64;
+            let inserted = store.write(|tx| store_rows::store(tx, &batch, sinks, true))?.inserted;
+            replayed.stored += inserted.iter().filter(|inserted| inserted.is_some()).count() as u64;
+            replayed.unfinished += was_open.iter().zip(&inserted).filter(|(open, inserted)| **open && inserted.is_some()).count() as u64;
         }
     }
     store_rows::sync_database(store)?;

@@ -19,7 +19,7 @@ use std::time::Duration;
 pub(super) const ROLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Cells that are summed in memory before they go into the roll-ups ahead of time: 8 MB, and a fifth of a second of the database's time.
-const CELLS_MAX: usize = 16_384;
+pub(super) const CELLS_MAX: usize = 16_384;
 
 /// What came after [`TABLES`](super::TABLES). The sums have another name than there: a server of the version before, which still
 /// runs while this one takes over, would add its rows itself, and they would be added again. So it cannot store them; they stay in
@@ -97,7 +97,7 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// A row that was stored as `id`.
+    /// A row that was stored as `id`, and committed.
     pub(super) fn add(&mut self, id: i64, row: &Row) {
         if self.rows == 0 {
             self.first = id;

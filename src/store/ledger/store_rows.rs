@@ -1,7 +1,6 @@
 //! Rows into the database: the ledger, the balances and the outboxes in one transaction, each row once. The roll-ups follow ([`rollup`](super::rollup)).
 
 use super::codec::source_from_number;
-use super::rollup::Ahead;
 use super::{End, Facts, Outcome, Pending, Row, Sink};
 use crate::engine::budget::MonthIndex;
 use crate::engine::money::{Credits, Usd};
@@ -134,8 +133,8 @@ static INSERT_ROW: LazyLock<String> = LazyLock::new(|| {
 /// What a batch came to.
 #[derive(Debug, Default)]
 pub(super) struct Stored {
-    /// For each row: the database did not have it.
-    pub(super) inserted: Vec<bool>,
+    /// For each row the id that it was given; `None`: the database had it.
+    pub(super) inserted: Vec<Option<i64>>,
     /// What the inserted rows charged.
     pub(super) charges: Charges,
 }
@@ -152,19 +151,19 @@ pub(crate) struct Charged {
     pub(crate) months: Vec<(MonthIndex, i64)>,
 }
 
-/// Stores the rows that the database does not have, with everything that follows from them but the roll-ups, which wait in `ahead`.
-/// `tell`: note the charged accounts as changed, for processes that do not have these charges in memory.
-pub(super) fn store(tx: &Transaction<'_>, rows: &[Pending], sinks: &[Sink], tell: bool, ahead: &mut Ahead) -> store::Result<Stored> {
+/// Stores the rows that the database does not have, with everything that follows from them but the roll-ups. `tell`: note the charged
+/// accounts as changed, for processes that do not have these charges in memory.
+pub(super) fn store(tx: &Transaction<'_>, rows: &[Pending], sinks: &[Sink], tell: bool) -> store::Result<Stored> {
     let mut stored = Stored::default();
     let stored_ms = integer(store::now_ms());
     let mut insertion = Insertion::new(tx)?;
     for pending in rows {
-        let inserted = insertion.insert(pending)?;
-        stored.inserted.push(inserted);
-        if !inserted {
+        if !insertion.insert(pending)? {
+            stored.inserted.push(None);
             continue;
         }
         let id = tx.last_insert_rowid();
+        stored.inserted.push(Some(id));
         if pending.row.outcome.end != End::Refused {
             for sink in sinks {
                 tx.prepare_cached("INSERT INTO outbox (sink, ledger_id, stored_ms) VALUES (?, ?, ?)")?.execute(params![
@@ -175,7 +174,6 @@ pub(super) fn store(tx: &Transaction<'_>, rows: &[Pending], sinks: &[Sink], tell
             }
         }
         add_charge(&mut stored.charges, &pending.row);
-        ahead.add(id, &pending.row);
     }
     store::accounts::charge(tx, &stored.charges)?;
     if tell {

@@ -82,11 +82,15 @@ fn store_backlog(inner: &Inner, backlog: &mut Vec<Pending>, ahead: &mut Ahead) -
         let tell = inner.shared.load(Ordering::Relaxed);
         // Balances in memory and in the database are compared under the same lock (`Accounts::refresh`).
         let flushing = inner.accounts.flushing();
-        let written = inner.store.write(|tx| store_rows::store(tx, &backlog[..count], &inner.settings.sinks, tell, ahead));
+        let written = inner.store.write(|tx| store_rows::store(tx, &backlog[..count], &inner.settings.sinks, tell));
         match written {
             Ok(stored) => {
                 inner.accounts.flushed(flushing, &stored.charges);
                 inner.store_stuck.store(false, Ordering::Relaxed);
+                // Now that they are committed: what was taken back is in no sum.
+                for (pending, id) in backlog.iter().zip(&stored.inserted) {
+                    id.inspect(|id| ahead.add(*id, &pending.row));
+                }
                 inner.stored.lock().extend(backlog.drain(..count).flat_map(|pending| pending.segments).flatten());
                 inner.pending.fetch_sub(count, Ordering::Relaxed);
                 if ahead.is_full() {
@@ -94,8 +98,6 @@ fn store_backlog(inner: &Inner, backlog: &mut Vec<Pending>, ahead: &mut Ahead) -
                 }
             }
             Err(error) => {
-                // It may have rows that are not stored now. Those that are will be read.
-                *ahead = Ahead::default();
                 if !inner.store_stuck.swap(true, Ordering::Relaxed) {
                     log::error!("ledger: {error}; rows wait in the journal");
                 }
