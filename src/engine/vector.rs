@@ -30,13 +30,6 @@ impl<S: Simd> Block<S> {
         }
     }
 
-    /// Nothing in it ends a run of a JSON string: no quote, no backslash, no control character.
-    #[inline(always)]
-    pub fn is_plain(self) -> bool {
-        let part = self.0;
-        !(part.simd_eq(b'"') | part.simd_eq(b'\\') | part.min(0x1f).simd_eq(part)).any_true()
-    }
-
     /// Where a byte is `byte`.
     #[inline(always)]
     pub fn equal(self, byte: u8) -> u64 {
@@ -50,11 +43,14 @@ impl<S: Simd> Block<S> {
         (a | b).to_bitmask()
     }
 
-    /// Where a byte is one of four.
+    /// Where a byte is one of `\`, `/`, `f`, `n`, `r` and `t`, which with a backslash before them stand for one byte in JSON
+    /// (RFC 8259, 7), as do quotes and `b`.
     #[inline(always)]
-    pub fn one_of(self, bytes: [u8; 4]) -> u64 {
-        let [a, b, c, d] = bytes.map(|byte| self.0.simd_eq(byte));
-        (a | b | c | d).to_bitmask()
+    pub fn is_escapable(self) -> u64 {
+        // By the lower half of a byte: the one that is meant, else one that has another lower half.
+        const MEANT: [u8; 16] = [1, 0, b'r', 0, b't', 0, b'f', 0, 0, 0, 0, 0, b'\\', 0, b'n', b'/'];
+        let meant = u8x64::block_splat(u8x16::simd_from(self.0.simd, MEANT));
+        self.0.simd_eq(meant.swizzle_dyn_within_blocks(self.0 & 0x0f)).to_bitmask()
     }
 
     /// Where a byte is less than `bound`.
@@ -68,6 +64,12 @@ impl<S: Simd> Block<S> {
     #[inline(always)]
     pub fn or(self, other: Block<S>) -> Block<S> {
         Block(self.0 | other.0)
+    }
+
+    /// The smaller one of both, byte by byte.
+    #[inline(always)]
+    pub fn min(self, other: Block<S>) -> Block<S> {
+        Block(self.0.min(other.0))
     }
 
     /// Some byte is beyond ASCII.
@@ -168,9 +170,9 @@ mod tests {
                 assert_eq!(block.equal(b'"'), expected(byte == b'"'));
                 assert_eq!(block.below(0x20), expected(byte < 0x20));
                 assert_eq!(block.either(*b"\"\\"), expected(b"\"\\".contains(&byte)));
-                assert_eq!(block.one_of(*b"nrt/"), expected(b"nrt/".contains(&byte)));
+                assert_eq!(block.is_escapable(), expected(b"\\/fnrt".contains(&byte)));
                 assert_eq!(block.is_beyond_ascii(), byte >= 0x80);
-                assert_eq!(block.is_plain(), byte >= 0x20 && byte != b'"' && byte != b'\\');
+                assert_eq!(block.min(Block::of(simd, &[0x20; BLOCK_BYTES])).below(0x20), expected(byte < 0x20));
             }
         }
         assert_eq!(Block::of(simd, b"ab").below(1), u64::MAX << 2);

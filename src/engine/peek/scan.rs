@@ -22,8 +22,33 @@ pub struct Text {
 pub struct Scanner<'a> {
     body: &'a [u8],
     at: usize,
-    /// The body from here on is known to be UTF-8.
-    is_utf8: bool,
+}
+
+/// What a block of a string has.
+#[derive(Debug, Clone, Copy)]
+struct Stops {
+    /// Quotes that end it.
+    ends: u64,
+    /// Bytes behind a backslash, up to the first of `ends`.
+    escaped: u64,
+    /// Of these the ones that may stand for another number of bytes than one, or for nothing.
+    others: u64,
+}
+
+impl Stops {
+    /// `carried`: see [`escaped`].
+    #[inline(always)]
+    fn of<S: Simd>(block: Block<S>, carried: &mut u64) -> Stops {
+        let (quotes, backslashes) = (block.equal(b'"'), block.equal(b'\\'));
+        if backslashes | *carried == 0 {
+            return Stops { ends: quotes, escaped: 0, others: 0 };
+        }
+        let escaped = escaped(backslashes, carried);
+        let ends = quotes & !escaped;
+        // All bits up to the lowest of `ends`.
+        let escaped = escaped & (ends ^ ends.wrapping_sub(1));
+        Stops { ends, escaped, others: escaped & !(quotes | block.is_escapable()) }
+    }
 }
 
 impl Text {
@@ -35,7 +60,7 @@ impl Text {
 
 impl<'a> Scanner<'a> {
     pub fn new(body: &'a [u8]) -> Scanner<'a> {
-        Scanner { body, at: 0, is_utf8: false }
+        Scanner { body, at: 0 }
     }
 
     pub fn at(&self) -> usize {
@@ -167,75 +192,81 @@ impl<'a> Scanner<'a> {
     /// As [`string`](Scanner::string), by blocks.
     #[inline(always)]
     fn long_string<S: Simd>(&mut self, simd: S) -> Result<Text, BadBody> {
-        let start = self.at;
+        let (body, start) = (self.body, self.at);
+        let mut at = start;
         // Bytes that escapes are longer than what they stand for.
         let mut excess = 0;
-        // Of bytes behind the string too: then UTF-8 is checked without need.
-        let mut bits = Block::of(simd, b"");
         let mut carried = 0;
-        // Blocks with escapes come one after another: behind one, the next is not asked whether it has any.
-        let mut may_be_plain = true;
-        loop {
-            let block = Block::of(simd, &self.body[self.at..]);
+        // All bytes together. Of some behind the string too: then UTF-8 is checked without need.
+        let mut bits = Block::of(simd, b"");
+        // The lowest bytes. Control characters are looked for once, at the end: nobody means to send one.
+        let mut lowest = Block::of(simd, &[u8::MAX; BLOCK_BYTES]);
+        let end = loop {
+            // Nothing is called from this loop, so that the vectors stay in their registers.
+            let (block, stops) = loop {
+                let Some(whole) = body.get(at..).and_then(<[u8]>::first_chunk::<BLOCK_BYTES>) else {
+                    let rest = body.get(at..).unwrap_or_default();
+                    let block = Block::of(simd, rest);
+                    break (block, Stops::of(block, &mut carried));
+                };
+                let block = Block::of(simd, whole);
+                let stops = Stops::of(block, &mut carried);
+                if stops.ends | stops.others != 0 {
+                    break (block, stops);
+                }
+                excess += stops.escaped.count_ones() as usize;
+                bits = bits.or(block);
+                lowest = lowest.min(block);
+                at += BLOCK_BYTES;
+            };
+            let stop = if stops.others != 0 { stops.others } else { stops.ends }.trailing_zeros();
             bits = bits.or(block);
-            if may_be_plain && carried == 0 && block.is_plain() {
-                self.at += BLOCK_BYTES;
-                continue;
+            if lowest.below(b' ') | block.below(b' ') & !(u64::MAX << (stop % u64::BITS)) != 0 {
+                self.no_control(start..(at + stop as usize).min(body.len()))?;
             }
-            let (quotes, backslashes) = (block.equal(b'"'), block.equal(b'\\'));
-            may_be_plain = backslashes == 0;
-            let escaped = escaped(backslashes, &mut carried);
-            // What ends a run. Behind the body there are zeros.
-            let ends = quotes & !escaped | block.below(b' ');
-            // All bits up to the lowest of `ends`.
-            let escaped = escaped & (ends ^ ends.wrapping_sub(1));
-            if escaped != 0 {
-                // What is most often escaped is looked for first.
-                let mut others = escaped & !(quotes | backslashes | block.equal(b'n'));
-                if others != 0 {
-                    others &= !block.one_of(*b"rt/b");
-                }
-                if others != 0 {
-                    let at = others.trailing_zeros();
-                    excess += (escaped & ((1 << at) - 1)).count_ones() as usize;
-                    // Back to its backslash, which may be the last byte of the block before.
-                    self.at = self.at + at as usize - 1;
-                    let stop = self.at;
-                    let character = self.escape()?;
-                    excess += self.at - stop - character.len_utf8();
-                    carried = 0;
-                    continue;
-                }
-                excess += escaped.count_ones() as usize;
+            if stops.others != 0 {
+                excess += (stops.escaped & ((1 << stop) - 1)).count_ones() as usize;
+                // Its backslash may be the last byte of the block before.
+                let from = at + stop as usize - 1;
+                self.at = from;
+                let character = self.escape()?;
+                at = self.at;
+                excess += at - from - character.len_utf8();
+                carried = 0;
+            } else if stops.ends != 0 {
+                excess += stops.escaped.count_ones() as usize;
+                break at + stop as usize;
+            } else {
+                self.at = body.len();
+                return self.fail("a closing quote");
             }
-            if ends == 0 {
-                self.at += BLOCK_BYTES;
-                continue;
-            }
-            self.at += ends.trailing_zeros() as usize;
-            match self.body.get(self.at) {
-                Some(b'"') => break,
-                Some(_) => return self.fail("an escape instead of a control character"),
-                None => return self.fail("a closing quote"),
-            }
-        }
-        let end = self.at;
-        self.at += 1;
+        };
+        self.at = end + 1;
         if bits.is_beyond_ascii() {
-            self.check_utf8(start)?;
+            // While it is in the nearest cache.
+            self.check_utf8(start..end)?;
         }
         Ok(Text { start, end, len: end - start - excess })
     }
 
-    /// The rest of the body is UTF-8; looked at once.
-    fn check_utf8(&mut self, start: usize) -> Result<(), BadBody> {
-        if !self.is_utf8 {
-            let rest = &self.body[start..];
-            if simdutf8::basic::from_utf8(rest).is_err() {
-                let valid = std::str::from_utf8(rest).map_or_else(|error| error.valid_up_to(), str::len);
-                return Err(BadBody::Json(start + valid, "UTF-8"));
+    /// There is no control character in a part of a string.
+    #[inline(never)]
+    fn no_control(&mut self, part: Range<usize>) -> Result<(), BadBody> {
+        match self.body[part.clone()].iter().position(|byte| *byte < b' ') {
+            Some(at) => {
+                self.at = part.start + at;
+                self.fail("an escape instead of a control character")
             }
-            self.is_utf8 = true;
+            None => Ok(()),
+        }
+    }
+
+    /// A part of the body is UTF-8.
+    fn check_utf8(&self, part: Range<usize>) -> Result<(), BadBody> {
+        let bytes = &self.body[part.clone()];
+        if simdutf8::basic::from_utf8(bytes).is_err() {
+            let valid = std::str::from_utf8(bytes).map_or_else(|error| error.valid_up_to(), str::len);
+            return Err(BadBody::Json(part.start + valid, "UTF-8"));
         }
         Ok(())
     }
@@ -248,7 +279,7 @@ impl<'a> Scanner<'a> {
         if text.is_plain() {
             return &self.body[text.start..text.end];
         }
-        let mut from = Scanner { body: &self.body[..text.end], at: text.start, is_utf8: true };
+        let mut from = Scanner { body: &self.body[..text.end], at: text.start };
         let mut filled = 0;
         while filled < buffer.len() && from.at < text.end {
             let byte = from.body[from.at];
