@@ -47,9 +47,6 @@ use tokio::signal::unix::{SignalKind, signal};
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Pingora waits this long between handing its sockets over and closing its own, so that no connection falls between.
 const HAND_OVER_SECONDS: u64 = 5;
-/// A whole answer of common size leaves with its header in one write. There is no read buffer: the HTTP parser and TLS read
-/// into their own, and Pingora's default would hold 64 KiB for every connection.
-const CLIENT_WRITE_BUFFER_BYTES: usize = 8 << 10;
 /// How often a drain looks whether everybody has gone.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
 
@@ -234,7 +231,9 @@ impl App {
         let mut server = Server::new_with_opt_and_conf(opt, conf);
         server.bootstrap();
 
-        let buffers = L4BufferSettings::new(0, CLIENT_WRITE_BUFFER_BYTES);
+        // Pingora's defaults would hold 66 KiB for every connection. The HTTP parser and TLS read into their own, and what is
+        // written goes out together as it is (`proxy::together`).
+        let buffers = L4BufferSettings::unbuffered();
         let sockets = Arc::new(sockets);
         for core in 0..threads {
             let core = Core::new(core, Proxy::new(gateway.clone()), &settings.listen.proxy, sockets.clone(), |address| {

@@ -3,8 +3,8 @@
 //! also on drop). Beside it what is not inference: [`own`] (self-service) and [`models`].
 //!
 //! Pingora's own proxy loop is not used: it commits to an upstream when its headers arrive and replays a body up to 64 KiB,
-//! while an LLM answer can be judged by its first event only and a request is often larger. weir is an
-//! [`HttpServerApp`] on Pingora's listeners, sessions and connection pools, with its own loop between them.
+//! while an LLM answer can be judged by its first event only and a request is often larger. weir is a
+//! [`ServerApp`] on Pingora's listeners, sessions and connection pools, with its own loop between them.
 
 mod aside;
 pub mod attempt;
@@ -38,26 +38,38 @@ use crate::engine::dialect::{Dialect, Endpoint};
 use crate::engine::limit::Standings;
 use crate::engine::refusal::Refusal;
 use crate::store::ledger::{End, Outcome};
+use async_trait::async_trait;
 use body::Share;
 use bytes::Bytes;
 use gateway::Gateway;
 use heap::pinned;
 use ingress::{Caller, Head, Stopped};
-use pingora_core::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora_core::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::{ALPN, Stream};
 use pingora_core::server::ShutdownWatch;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+use together::Together;
 
 /// An idle client connection is kept this long, above the 60 s of common clients' pools, so that they close first.
 const CLIENT_IDLE_SECONDS: u64 = 75;
 /// What is left of a refused request's body is read for at most this long to keep the connection.
 const DRAIN_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How an HTTP/2 connection begins (RFC 9113, 3.4). No method is called like this, and no request is shorter.
+const HTTP2_PREFACE: &[u8; 4] = b"PRI ";
+
 /// The proxy listener.
 pub struct Proxy {
+    gateway: Arc<Gateway>,
+    http2: Arc<Http2>,
+}
+
+/// Its HTTP/2 connections, which are Pingora's to take apart.
+struct Http2 {
     gateway: Arc<Gateway>,
     options: HttpServerOptions,
 }
@@ -67,30 +79,63 @@ impl Proxy {
     pub fn new(gateway: Arc<Gateway>) -> Proxy {
         let mut options = HttpServerOptions::default();
         options.h2c = true;
-        Proxy { gateway, options }
+        Proxy { http2: Arc::new(Http2 { gateway: gateway.clone(), options }), gateway }
     }
 }
 
-impl HttpServerApp for Proxy {
-    // What `async_trait` makes of it, but for the session's box: every step of a request would hold room for a copy otherwise, for
-    // as long as a stream runs.
-    fn process_new_http<'life0, 'life1, 'async_trait>(
+impl ServerApp for Proxy {
+    // What `async_trait` makes of it, in one box: Pingora's own loop over a connection's requests has one, and each request another
+    // inside, for as long as a stream runs.
+    fn process_new<'life0, 'life1, 'async_trait>(
         self: &'life0 Arc<Self>,
-        session: ServerSession,
-        _shutdown: &'life1 ShutdownWatch,
-    ) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'async_trait>>
+        stream: Stream,
+        shutdown: &'life1 ShutdownWatch,
+    ) -> Pin<Box<dyn Future<Output = Option<Stream>> + Send + 'async_trait>>
     where
         'life0: 'async_trait,
         'life1: 'async_trait,
         Self: 'async_trait,
     {
-        let session = Box::new(session);
-        pinned(|| converse(&self.gateway, session))
+        pinned(|| connection(self, stream, shutdown))
+    }
+}
+
+#[async_trait]
+impl HttpServerApp for Http2 {
+    async fn process_new_http(self: &Arc<Self>, session: ServerSession, _: &ShutdownWatch) -> Option<ReusedHttpStream> {
+        converse(&self.gateway, Box::new(session)).await
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {
         Some(&self.options)
     }
+}
+
+/// A connection, from its first request to its last. There is none to give back.
+async fn connection(proxy: &Arc<Proxy>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    if pinned(|| speaks_http2(&mut stream)).await? {
+        return proxy.http2.process_new(stream, shutdown).await;
+    }
+    let mut session = Box::new(ServerSession::new_http1(Box::new(Together::to_client(stream))));
+    session.set_keepalive(Some(CLIENT_IDLE_SECONDS));
+    while let Some(reused) = converse(&proxy.gateway, session).await {
+        let (stream, settings) = reused.consume();
+        session = Box::new(ServerSession::new_http1(stream));
+        if let Some(settings) = settings {
+            settings.apply_to_session(&mut session);
+        }
+    }
+    None
+}
+
+/// Whether a connection begins as one of HTTP/2: over TLS it was agreed on before. `None`: it was closed.
+async fn speaks_http2(stream: &mut Stream) -> Option<bool> {
+    if stream.get_ssl_digest().is_some() {
+        return Some(matches!(stream.selected_alpn_proto(), Some(ALPN::H2)));
+    }
+    let mut first = [0; HTTP2_PREFACE.len()];
+    let is_seen = stream.try_peek(&mut first).await.ok()?;
+    Some(is_seen && first == *HTTP2_PREFACE)
 }
 
 /// One request of a connection, from its head to its answer's end.

@@ -108,12 +108,11 @@ async fn plain(address: SocketAddr, limit: Duration) -> Result<Stream, ConnectEr
 
 /// An HTTP/1 session whose writes can be held together. A connection from the pool is of that kind already.
 fn together(stream: Stream, peer: &HttpPeer) -> Session {
-    let known = (*stream).as_any().downcast_ref::<Together>().map(Together::holds);
+    let known = (*stream).as_any().downcast_ref::<Together>().and_then(Together::holds);
     let (stream, holds): (Stream, _) = match known {
         Some(holds) => (stream, holds),
         None => {
-            let stream = Together::new(stream);
-            let holds = stream.holds();
+            let (stream, holds) = Together::to_upstream(stream);
             (Box::new(stream), holds)
         }
     };

@@ -518,3 +518,10 @@ def test_http_1_0(one):
         assert answer.status == 200
         assert not answer.chunked, "HTTP/1.0 has no chunks"
         assert answer.read().endswith(b"data: [DONE]\n\n")
+
+
+def test_the_shortest_request(one):
+    """Shorter than the preface of HTTP/2, which connections are looked through for."""
+    with one.weir.client() as client:
+        client.send(b"GET / HTTP/1.0\r\n\r\n")
+        assert client.answer().status == 404
