@@ -53,6 +53,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use together::Together;
+use tokio::time::timeout;
 
 /// An idle client connection is kept this long, above the 60 s of common clients' pools, so that they close first.
 const CLIENT_IDLE_SECONDS: u64 = 75;
@@ -128,13 +129,14 @@ async fn connection(proxy: &Arc<Proxy>, mut stream: Stream, shutdown: &ShutdownW
     None
 }
 
-/// Whether a connection begins as one of HTTP/2: over TLS it was agreed on before. `None`: it was closed.
+/// Whether a connection begins as one of HTTP/2: over TLS it was agreed on before. `None`: it was closed, or nothing came for as
+/// long as an idle connection is kept.
 async fn speaks_http2(stream: &mut Stream) -> Option<bool> {
     if stream.get_ssl_digest().is_some() {
         return Some(matches!(stream.selected_alpn_proto(), Some(ALPN::H2)));
     }
     let mut first = [0; HTTP2_PREFACE.len()];
-    let is_seen = stream.try_peek(&mut first).await.ok()?;
+    let is_seen = timeout(Duration::from_secs(CLIENT_IDLE_SECONDS), stream.try_peek(&mut first)).await.ok()?.ok()?;
     Some(is_seen && first == *HTTP2_PREFACE)
 }
 
@@ -265,5 +267,31 @@ async fn record_refused(gateway: &Gateway, head: &Head, caller: &Caller, status:
     let outcome = Outcome { status, end: End::Refused, duration_ms: head.started.elapsed().as_millis() as u64, ..Outcome::default() };
     if let Ok(closed) = gateway.ledger.record(ingress::refused_facts(head, caller), outcome) {
         closed.safe().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pingora_core::protocols::l4::stream::Stream as L4Stream;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_known_by_its_first_bytes_or_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for (sent, expected) in [
+            (&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], Some(true)),
+            (b"POST / HTTP/1.1\r\n", Some(false)),
+            (b"GET ", Some(false)),
+            // Nothing more comes: the time runs out.
+            (b"GET", None),
+            (b"", None),
+        ] {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let mut stream: Stream = Box::new(L4Stream::from(listener.accept().await.unwrap().0));
+            client.write_all(sent).await.unwrap();
+            assert_eq!(speaks_http2(&mut stream).await, expected, "{}", String::from_utf8_lossy(sent));
+        }
     }
 }
