@@ -40,7 +40,7 @@ fn added(version: &str, mode: Option<&str>, arguments: &[&str]) -> String {
 
 #[test]
 fn a_release_has_the_profile_of_its_compiler() {
-    let with = "-Cprofile-use=/with a space/1.2.3.profdata -Cllvm-args=-no-pgo-warn-mismatch";
+    let with = "-Cllvm-args=-no-pgo-warn-mismatch -Cprofile-use=/with a space/1.2.3.profdata";
     assert_eq!(added("rustc 1.2.3 (0123abcd 2026-01-01)", None, RELEASE), with);
     assert_eq!(added("rustc 1.2.3", None, RELEASE), with);
     // Another compiler, a compiler that is none, and no release.
@@ -56,8 +56,11 @@ fn a_release_has_the_profile_of_its_compiler() {
 }
 
 #[test]
-fn it_can_be_left_out_and_recorded_anew() {
+fn it_can_be_left_out_recorded_anew_and_checked() {
     assert_eq!(added("rustc 1.2.3 (0123abcd 2026-01-01)", Some("off"), RELEASE), "");
     assert_eq!(added("rustc 1.2.3 (0123abcd 2026-01-01)", Some("record:/tmp/raw"), RELEASE), "-Cprofile-generate=/tmp/raw");
     assert_eq!(added("rustc 1.2.3 (0123abcd 2026-01-01)", Some("record:/tmp/raw"), &["build.rs"]), "");
+    // The compiler warns of what no longer fits unless it is told not to.
+    let check = added("rustc 1.2.3 (0123abcd 2026-01-01)", Some("check"), RELEASE);
+    assert_eq!(check, "-Cprofile-use=/with a space/1.2.3.profdata");
 }
