@@ -237,6 +237,13 @@ mod tests {
         assert!(client.write_vectored(&slices).await.unwrap() > 0);
         assert!(arrived(&mut far).starts_with(b"header 5\r\n"));
         assert!(client.held.capacity() == 0, "a stream that waits has no buffer");
+
+        // More than one call takes: the rest is the caller's to write again.
+        client.write_all(b"held ").await.unwrap();
+        let many = [IoSlice::new(b"x"); SLICES_MAX + 2];
+        let _ = arrived(&mut far);
+        assert_eq!(client.write_vectored(&many).await.unwrap(), SLICES_MAX - 1);
+        assert_eq!(arrived(&mut far), b"held xxx");
     }
 
     #[tokio::test]
