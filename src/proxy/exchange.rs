@@ -25,7 +25,7 @@ use crate::engine::tokens::Family;
 use crate::store::ledger::End;
 use crate::store::secret::Secret;
 use crate::telemetry::clock;
-use crate::telemetry::metrics::Series;
+use crate::telemetry::series::Series;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use pingora_core::protocols::http::ServerSession;

@@ -151,15 +151,20 @@ async fn converse(gateway: &Arc<Gateway>, mut session: Box<ServerSession>) -> Op
             return None;
         }
     }
-    session.set_keepalive((!gateway.drain.is_closing()).then_some(CLIENT_IDLE_SECONDS));
-    session.set_pipelining_enabled(true);
-    // What is left of a body is read by `finish`, within bounds.
-    session.set_close_on_response_before_downstream_finish(false);
+    set_up(&mut session, (!gateway.drain.is_closing()).then_some(CLIENT_IDLE_SECONDS));
     let reusable = {
         let _active = gateway.drain.begin();
         dispatch(gateway, &mut session).await
     };
     finish(session, reusable).await
+}
+
+/// Tells a session whose head was read how to go on. `keepalive`: seconds that the connection may idle; `None`: it is closed.
+fn set_up(session: &mut ServerSession, keepalive: Option<u64>) {
+    session.set_keepalive(keepalive);
+    session.set_pipelining_enabled(true);
+    // What is left of a body is read by `finish`, within bounds.
+    session.set_close_on_response_before_downstream_finish(false);
 }
 
 /// Ends a request: the connection goes back for the next one if it can.
@@ -238,13 +243,13 @@ async fn stop(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &Head, 
     match stopped {
         Stopped::Gone => false,
         Stopped::Answered(kept, caller) => {
-            gateway.metrics.request(&gateway.metrics.of_none(), endpoint, kept.status);
+            gateway.metrics.of_none().answered(endpoint, kept.status);
             gateway.log_replay(head.id.as_str(), &caller.key, endpoint, kept.status);
             idempotency::replay(session, *kept).await
         }
         Stopped::Refused(refusal, caller) => {
             gateway.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
-            gateway.metrics.request(&gateway.metrics.of_none(), endpoint, refusal.status());
+            gateway.metrics.of_none().answered(endpoint, refusal.status());
             let mut standings = Standings::default();
             if let Some(caller) = caller {
                 standings = ingress::standing(gateway, &caller, head.started_ms);
@@ -255,7 +260,7 @@ async fn stop(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &Head, 
         #[cfg(feature = "lua-policy")]
         Stopped::Decided(decided, caller) => {
             gateway.metrics.refusals.with_label_values(&["policy"]).inc();
-            gateway.metrics.request(&gateway.metrics.of_none(), endpoint, decided.status);
+            gateway.metrics.of_none().answered(endpoint, decided.status);
             record_refused(gateway, head, &caller, decided.status).await;
             decided.write(session, head, &ingress::standing(gateway, &caller, head.started_ms)).await
         }

@@ -197,7 +197,7 @@ impl Admissions {
     /// A refusal, with the row that the caller's gets as it would from the gateway itself.
     async fn refuse(&self, no: No, head: &Head) -> (u16, Value) {
         let (gateway, refusal) = (&self.gateway, no.refusal);
-        gateway.metrics.request(&gateway.metrics.of_none(), head.endpoint, refusal.status());
+        gateway.metrics.of_none().answered(head.endpoint, refusal.status());
         let mut standings = Standings::default();
         if let Some(caller) = no.caller {
             standings = ingress::standing(gateway, &caller, head.started_ms);

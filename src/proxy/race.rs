@@ -17,7 +17,7 @@ use crate::engine::route::{Attempt, Class, Denied, Outcome, Payer, Verdict};
 use crate::engine::tokens::Family;
 use crate::store::secret::Secret;
 use crate::telemetry::clock;
-use crate::telemetry::metrics::Series;
+use crate::telemetry::series::Series;
 use bytes::Bytes;
 use pingora_core::protocols::http::ServerSession;
 use std::future::{Future, pending};
@@ -278,8 +278,8 @@ impl<'a> Serving<'a> {
             self.cancelled(loser, true);
         }
         let total = self.head.started.elapsed();
-        winner.series.first_event.observe(total.as_secs_f64());
-        winner.series.overhead.observe(total.saturating_sub(waited).as_secs_f64());
+        winner.series.first_event.observe(total);
+        winner.series.overhead.observe(total.saturating_sub(waited));
         if let Some(open) = self.admitted.settlement.open() {
             open.current = Some(winner.current(winner.told.attempts));
             open.beside = loser.map(|loser| loser.current(winner.told.attempts));

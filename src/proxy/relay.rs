@@ -14,7 +14,7 @@ use crate::engine::catalog::Provider;
 use crate::engine::dialect::Endpoint;
 use crate::engine::refusal::{Refusal, UpstreamFailure};
 use crate::telemetry::clock;
-use crate::telemetry::metrics::Series;
+use crate::telemetry::series::Series;
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use pingora_core::protocols::http::ServerSession;
@@ -92,7 +92,7 @@ pub async fn relay(relay: &mut Relay<'_>, mut streaming: Box<Streaming>, mut set
         connected.session.set_read_timeout(Some(limit.max(Duration::from_millis(1))));
         let Some(read) = relay.next(connected.session.read_response_body(), meter.is_between_events()).await else { break End::Client };
         let now = Instant::now();
-        relay.series.between_events.observe((now - last_read).as_secs_f64());
+        relay.series.between_events.observe(now - last_read);
         last_read = now;
         match read {
             Ok(Some(chunk)) => {

@@ -15,7 +15,7 @@ use crate::engine::tokens::{Family, Stream as TextCounter};
 use crate::engine::usage::{Bucket, Source, Usage};
 use crate::store::ledger::{Closed, End, Facts, LedgerFull, Outcome, Ticket};
 use crate::telemetry::clock;
-use crate::telemetry::metrics::Series;
+use crate::telemetry::series::Series;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -471,19 +471,19 @@ impl Open {
         let outcome = self.outcome(end, usage, usage_source, price_id, cost, charge);
         let gateway = self.gateway.clone();
         let series = self.series.take().unwrap_or_else(|| gateway.metrics.of_none());
-        gateway.metrics.request(&series, self.endpoint, outcome.status);
+        series.answered(self.endpoint, outcome.status);
         let last = self.last(end, outcome.status);
         let Open { row, reservation, endpoint, tried, started, .. } = *self;
         let facts = row.facts();
         if outcome.provider.is_some() {
-            gateway.metrics.used(&series, &outcome.usage, outcome.usage_source);
-            gateway.metrics.cost(&series, outcome.cost, outcome.byok);
+            series.used(&outcome.usage, outcome.usage_source);
+            series.cost(outcome.cost, outcome.byok);
             gateway.metrics.charge(
                 facts.and_then(|facts| facts.level.as_deref()).unwrap_or("none"),
                 facts.and_then(|facts| facts.tier.as_deref()).unwrap_or("none"),
                 outcome.charge,
             );
-            series.request_seconds.observe(started.elapsed().as_secs_f64());
+            series.request.observe(started.elapsed());
         }
         if let Some(facts) = facts {
             gateway.log_request(facts, &outcome, endpoint, tried.iter().chain(&last));

@@ -3,3 +3,4 @@
 pub mod clock;
 pub mod log_lines;
 pub mod metrics;
+pub mod series;

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::iter;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The status of a request that its proxy never settled.
 const SILENT: u16 = 504;
@@ -98,7 +98,7 @@ impl Admissions {
         open.first_event_ms = row.first_event_ms;
         open.series = target.as_ref().map(|target| self.gateway.metrics.of_target(target));
         if let (Some(series), Some(first_event_ms)) = (&open.series, row.first_event_ms) {
-            series.first_event.observe(first_event_ms as f64 / 1000.0);
+            series.first_event.observe(Duration::from_millis(first_event_ms));
         }
         open.current = target.map(|target| Current { target, own_key: row.byok, attempts: row.attempts, was_fallback: row.was_fallback });
         // Without a price nobody answered: what the caller got was a refusal.
@@ -136,9 +136,9 @@ impl Admissions {
         let facts = Facts { reserved: reservation.is_budgeted().then_some(Credits(0)), ..facts };
         if let Some(endpoint) = Endpoint::of_path(&row.path) {
             let series = target.as_ref().map_or_else(|| gateway.metrics.of_none(), |target| gateway.metrics.of_target(target));
-            gateway.metrics.request(&series, endpoint, outcome.status);
-            gateway.metrics.used(&series, &outcome.usage, outcome.usage_source);
-            gateway.metrics.cost(&series, outcome.cost, outcome.byok);
+            series.answered(endpoint, outcome.status);
+            series.used(&outcome.usage, outcome.usage_source);
+            series.cost(outcome.cost, outcome.byok);
             gateway.log_request(&facts, &outcome, endpoint, iter::empty());
         }
         match gateway.ledger.record(facts, outcome) {
