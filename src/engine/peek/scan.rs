@@ -202,7 +202,8 @@ impl<'a> Scanner<'a> {
         // The lowest bytes. Control characters are looked for once, at the end: nobody means to send one.
         let mut lowest = Block::of(simd, &[u8::MAX; BLOCK_BYTES]);
         let end = loop {
-            // Nothing is called from this loop, so that the vectors stay in their registers.
+            // Nothing is called from this loop, so that the vectors stay in their registers: with the two cases in one, 500 KB of
+            // prose take 77 µs instead of 57.
             let (block, stops) = loop {
                 let Some(whole) = body.get(at..).and_then(<[u8]>::first_chunk::<BLOCK_BYTES>) else {
                     let rest = body.get(at..).unwrap_or_default();
@@ -227,11 +228,9 @@ impl<'a> Scanner<'a> {
             if stops.others != 0 {
                 excess += (stops.escaped & ((1 << stop) - 1)).count_ones() as usize;
                 // Its backslash may be the last byte of the block before.
-                let from = at + stop as usize - 1;
-                self.at = from;
-                let character = self.escape()?;
+                self.at = at + stop as usize - 1;
+                excess += self.escapes()?;
                 at = self.at;
-                excess += at - from - character.len_utf8();
                 carried = 0;
             } else if stops.ends != 0 {
                 excess += stops.escaped.count_ones() as usize;
@@ -304,6 +303,18 @@ impl<'a> Scanner<'a> {
     pub fn is_word(&self, text: Text, word: &[u8]) -> bool {
         // As long as the longest word asked for; what is cut differs in length and so is no match.
         text.len == word.len() && self.unescaped(text, &mut [0; 32]) == word
+    }
+
+    /// An escape and all `\u` right behind it: text beyond ASCII comes escaped in runs, where it does. Returns how many bytes they
+    /// are longer than what they stand for.
+    #[inline(never)]
+    fn escapes(&mut self) -> Result<usize, BadBody> {
+        let start = self.at;
+        let mut length = self.escape()?.len_utf8();
+        while self.body[self.at..].starts_with(b"\\u") {
+            length += self.escape()?.len_utf8();
+        }
+        Ok(self.at - start - length)
     }
 
     /// A backslash and what it escapes.
