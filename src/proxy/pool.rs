@@ -165,4 +165,23 @@ mod tests {
         assert!(pool.take(2).is_none());
         assert_eq!(pool.take(1).map(|stream| stream.id()), Some(id));
     }
+
+    #[tokio::test]
+    async fn one_connection_more_than_the_bound_is_closed() {
+        let pool = Pool::default();
+        let mut others = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            let (ours, other) = tokio::io::duplex(16);
+            others.push(other);
+            pool.put(1, Box::new(ours));
+        }
+        let (ours, mut other) = tokio::io::duplex(16);
+        pool.put(1, Box::new(ours));
+        assert_eq!(pool.kept(), CONNECTIONS_MAX);
+        assert_eq!(other.read(&mut [0; 1]).await.unwrap(), 0, "its other side sees the end");
+        assert!(pool.take(1).is_some());
+        let (ours, _other) = tokio::io::duplex(16);
+        pool.put(1, Box::new(ours));
+        assert_eq!(pool.kept(), CONNECTIONS_MAX);
+    }
 }
