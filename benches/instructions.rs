@@ -35,6 +35,7 @@ const CASES: &[Case] = &[
     ("decode_chat_100_events", || streams::decode(100)),
     ("meter_chat_100_events", || streams::chat(100, usize::MAX)),
     ("meter_chat_100_events_cut", || streams::chat(100, 61)),
+    ("meter_chat_100_events_counted", || streams::counted(100)),
     ("meter_chat_3000_events", || streams::chat(3_000, usize::MAX)),
     ("meter_messages_100_events", || streams::messages(100)),
     ("meter_whole_chat_20k", || streams::whole(20_000)),

@@ -25,12 +25,17 @@ pub fn decode(deltas: usize) -> Box<dyn FnMut()> {
 
 /// A chat stream, in chunks of one event or of `chunk_bytes`.
 pub fn chat(deltas: usize, chunk_bytes: usize) -> Box<dyn FnMut()> {
-    meter(Endpoint::ChatCompletions, Kind::OpenAi, chat_events(deltas), chunk_bytes)
+    meter(Endpoint::ChatCompletions, Kind::OpenAi, chat_events(deltas), chunk_bytes, false)
+}
+
+/// A chat stream whose tokens are counted after each event, as near the end of what a reservation covers.
+pub fn counted(deltas: usize) -> Box<dyn FnMut()> {
+    meter(Endpoint::ChatCompletions, Kind::OpenAi, chat_events(deltas), usize::MAX, true)
 }
 
 /// A messages stream, in chunks of one event.
 pub fn messages(deltas: usize) -> Box<dyn FnMut()> {
-    meter(Endpoint::Messages, Kind::Anthropic, messages_events(deltas), usize::MAX)
+    meter(Endpoint::Messages, Kind::Anthropic, messages_events(deltas), usize::MAX, false)
 }
 
 /// A whole chat answer of about `size` bytes, its usage reported.
@@ -46,7 +51,7 @@ pub fn whole(size: usize) -> Box<dyn FnMut()> {
 }
 
 /// A stream from its first byte to its tally, in chunks of one event or of `chunk_bytes`.
-fn meter(endpoint: Endpoint, kind: Kind, events: Vec<String>, chunk_bytes: usize) -> Box<dyn FnMut()> {
+fn meter(endpoint: Endpoint, kind: Kind, events: Vec<String>, chunk_bytes: usize, is_counted: bool) -> Box<dyn FnMut()> {
     let chunks: Vec<Bytes> = if chunk_bytes == usize::MAX {
         events.into_iter().map(Bytes::from).collect()
     } else {
@@ -59,6 +64,9 @@ fn meter(endpoint: Endpoint, kind: Kind, events: Vec<String>, chunk_bytes: usize
         for chunk in &chunks {
             meter.feed(black_box(chunk.clone()), &mut out);
             out.clear();
+            if is_counted {
+                black_box(meter.output_counted());
+            }
         }
         let (tally, _) = meter.finish();
         assert!(tally.reported && tally.ended);

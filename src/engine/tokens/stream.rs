@@ -2,7 +2,7 @@
 //!
 //! What is still to come can change where the last pieces end: "don" and "'" become "don't", and white space leaves its last character to
 //! a word. It never changes more than the last two. So text is held until there is some of it, then all pieces but the last
-//! two are counted and dropped.
+//! two are counted and dropped. So it is when somebody asks for the count, too, which then costs what has come since.
 
 use super::vocabulary::Vocabulary;
 use super::{Family, count_plain, merge, split};
@@ -55,8 +55,12 @@ impl Stream {
         self.text.extend_from_slice(rest);
     }
 
-    /// All tokens so far, the open end included. More text may follow.
+    /// All tokens so far, the open end included. More text may follow: what can no longer change is counted once, however often
+    /// this is asked.
     pub fn finish(&mut self) -> u64 {
+        if !self.text.is_empty() {
+            self.scan();
+        }
         let open = match self.text.is_empty() {
             true => 0,
             false => count_plain(self.family.encoding, &String::from_utf8_lossy(&self.text)),
@@ -71,7 +75,7 @@ impl Stream {
     }
 
     /// Counts and drops what can no longer change.
-    pub(super) fn scan(&mut self) {
+    fn scan(&mut self) {
         let whole_bytes = self.make_valid();
         let text = str::from_utf8(&self.text[..whole_bytes]).unwrap_or_default();
         let vocabulary = Vocabulary::of(self.family.encoding);
