@@ -6,7 +6,7 @@ mod console;
 mod views;
 
 use crate::proxy::gateway::Gateway;
-use crate::proxy::{finish, respond};
+use crate::proxy::{finish, keep_alive, respond};
 use crate::store::secret::same;
 use crate::telemetry::clock;
 use async_trait::async_trait;
@@ -45,7 +45,7 @@ impl HttpServerApp for Admin {
                 return None;
             }
         }
-        session.set_keepalive(Some(IDLE_SECONDS));
+        keep_alive(&mut session, Some(IDLE_SECONDS));
         let reusable = self.dispatch(&mut session).await;
         finish(Box::new(session), reusable).await
     }

@@ -86,8 +86,10 @@ pub enum BodyError {
     Gone,
 }
 
-/// Reads the whole body. Afterwards the session is as it was, but for its body, which was read. Answers `Expect: 100-continue` first, unless the declared length is refused.
-/// Not cancel-safe: a dropped read loses the bytes read so far.
+/// Reads the whole body. Answers `Expect: 100-continue` first, unless the declared length is refused.
+///
+/// A long body leaves another session on the same connection and with the same head, so nothing may be changed in the head before.
+/// Not cancel-safe: a dropped read loses the bytes read so far, and may leave a session of nothing.
 pub async fn read(session: &mut ServerSession, max_body: u64, budget: &Arc<InFlight>) -> Result<(Bytes, Share), BodyError> {
     let headers = &session.req_header().headers;
     let declared =

@@ -161,10 +161,16 @@ async fn converse(gateway: &Arc<Gateway>, mut session: Box<ServerSession>) -> Op
 
 /// Tells a session whose head was read how to go on. `keepalive`: seconds that the connection may idle; `None`: it is closed.
 fn set_up(session: &mut ServerSession, keepalive: Option<u64>) {
-    session.set_keepalive(keepalive);
+    keep_alive(session, keepalive);
     session.set_pipelining_enabled(true);
     // What is left of a body is read by `finish`, within bounds.
     session.set_close_on_response_before_downstream_finish(false);
+}
+
+/// Keeps a client's connection for its next request, if Pingora would: not where a head says two lengths (RFC 9112, 6.1), nor for a client
+/// of HTTP/1.0 that did not ask for it (9.3). `seconds` that it may idle; `None`: it is closed.
+pub fn keep_alive(session: &mut ServerSession, seconds: Option<u64>) {
+    session.set_keepalive(seconds.filter(|_| session.get_keepalive().is_some()));
 }
 
 /// Ends a request: the connection goes back for the next one if it can.

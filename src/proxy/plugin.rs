@@ -25,7 +25,7 @@ mod waiting;
 use super::gateway::Gateway;
 use super::ingress::{self, Caller, Head, Opened, Opening, RowIn};
 use super::settle::{Current, Settlement};
-use super::{denied, finish, respond};
+use super::{denied, finish, keep_alive, respond};
 use crate::engine::catalog::{Capabilities, Target};
 use crate::engine::dialect::{Dialect, Endpoint};
 use crate::engine::limit::Standings;
@@ -357,7 +357,7 @@ impl HttpServerApp for Plugin {
         if !matches!(session.read_request().await, Ok(true)) {
             return None;
         }
-        session.set_keepalive(Some(IDLE_SECONDS));
+        keep_alive(&mut session, Some(IDLE_SECONDS));
         let reusable = self.dispatch(&mut session).await;
         finish(Box::new(session), reusable).await
     }

@@ -1,7 +1,7 @@
 //! What is counted of each `(model, provider)` pair, in one block of memory, and how Prometheus collects it.
 //!
 //! The `prometheus` crate keeps a description, labels and an allocation for each counter: with some sixteen of them a pair, ten
-//! thousand pairs took 90 MB, and a request touched forty cache lines where these blocks have ten.
+//! thousand pairs took 90 MB, and a request touched about forty cache lines where it touches ten here.
 
 use crate::engine::dialect::Endpoint;
 use crate::engine::money::Usd;
@@ -29,19 +29,19 @@ const PAYERS: [&str; 2] = ["platform", "own"];
 /// Requests of each endpoint that did not end with 200.
 type Failed = [[AtomicU64; STATUSES.len()]; Endpoint::ALL.len()];
 
-/// How long something took. Observing is two atomic additions; a scrape reads them one after the other, so a sum may know of an
-/// observation more than its buckets.
+/// How long something took. Observing is two atomic additions, and a scrape reads them one after the other: a sum may know of an
+/// observation more or less than its buckets.
 #[derive(Debug)]
 pub struct Durations {
     bounds: &'static [f64],
     /// Up to each bound, and above the last.
     counts: [AtomicU64; BOUNDS_MAX + 1],
-    sum_ns: AtomicU64,
+    sum_seconds: AtomicF64,
 }
 
 impl Durations {
     fn new(bounds: &'static [f64]) -> Durations {
-        Durations { bounds, counts: Default::default(), sum_ns: AtomicU64::new(0) }
+        Durations { bounds, counts: Default::default(), sum_seconds: AtomicF64::new(0.0) }
     }
 
     /// Counts one.
@@ -49,7 +49,7 @@ impl Durations {
         let seconds = took.as_secs_f64();
         let bucket = self.bounds.iter().position(|bound| seconds <= *bound).unwrap_or(self.bounds.len());
         self.counts[bucket].fetch_add(1, Relaxed);
-        self.sum_ns.fetch_add(took.as_nanos() as u64, Relaxed);
+        self.sum_seconds.inc_by(seconds);
     }
 
     fn collect(&self) -> proto::Histogram {
@@ -64,7 +64,7 @@ impl Durations {
         }
         let mut histogram = proto::Histogram::default();
         histogram.set_sample_count(count + self.counts[self.bounds.len()].load(Relaxed));
-        histogram.set_sample_sum(self.sum_ns.load(Relaxed) as f64 / 1e9);
+        histogram.set_sample_sum(self.sum_seconds.get());
         histogram.set_bucket(buckets);
         histogram
     }

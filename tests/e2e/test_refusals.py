@@ -290,6 +290,30 @@ def test_ambiguous_framing_never_smuggles_a_request(one, headers):
     assert not [seen for seen in one.openai.seen if "embeddings" in seen.target]
 
 
+def test_a_request_of_two_lengths_ends_its_connection(one):
+    """A front that goes by the other length takes what follows for this request's body: RFC 9112, 6.1."""
+    client = one.weir.client(timeout=5)
+    auth = ("Authorization", f"Bearer {one.weir.default_key['key']}")
+    body = b'{"model":"m","messages":[]}'
+    client.begin("POST", "/v1/chat/completions", [auth, ("Content-Length", "5"), ("Transfer-Encoding", "chunked")])
+    client.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+    client.begin("POST", "/v1/chat/completions", [auth, ("Content-Length", str(len(body)))])
+    client.send(body)
+    assert client.answer().read()
+    assert client.is_closed_by_server()
+    assert len(one.openai.seen) <= 1, "nothing was taken for a second request"
+
+
+def test_a_client_of_http_1_0_reads_to_the_end(one):
+    client = one.weir.client(timeout=5)
+    body = b'{"model":"m","messages":[]}'
+    head = f"POST /v1/chat/completions HTTP/1.0\r\nAuthorization: Bearer {one.weir.default_key['key']}\r\nContent-Length: {len(body)}\r\n\r\n"
+    client.send(head.encode() + body)
+    answer = client.answer()
+    assert answer.status == 200 and answer.read()
+    assert client.is_closed_by_server()
+
+
 def test_refusals_are_counted_by_reason(one):
     one.weir.chat("nothing-like-it-here:7")
     one.weir.post(OPENAI_PATH, b"{")

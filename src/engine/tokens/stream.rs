@@ -2,7 +2,7 @@
 //!
 //! What is still to come can change where the last pieces end: "don" and "'" become "don't", and white space leaves its last character to
 //! a word. It never changes more than the last two. So text is held until there is some of it, then all pieces but the last
-//! two are counted and dropped. So it is when somebody asks for the count, too, which then costs what has come since.
+//! two are counted and dropped. So it is when somebody asks for the count, too, which then costs what has come since and those two.
 
 use super::vocabulary::Vocabulary;
 use super::{Family, count_plain, merge, split};
