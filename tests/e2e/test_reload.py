@@ -149,7 +149,7 @@ def test_ten_thousand_models_load_under_traffic(one):
 
 
 def test_a_snapshot_that_nobody_uses_is_freed(one):
-    """Thirty reloads of 5,000 models leave no more behind than one; each takes over 5 MB."""
+    """Thirty reloads of 5,000 models leave less behind than a dozen of them take: kept, each takes 4.6 MB."""
     routing, prices = [one.routing()], [one.prices()]
     for number in range(5_000):
         routing.append(f'[model."m{number}"]\ntargets = [{{ provider = "openai", model = "up-{number}" }}]\n')
