@@ -13,6 +13,7 @@ pub mod openai_responses;
 pub mod reading;
 pub mod reported;
 pub mod scan;
+pub mod template;
 
 use self::reading::{ErrorFields, Final, Reading};
 use self::scan::{Scan, write_string};
@@ -127,6 +128,9 @@ pub fn event(event: &Event<'_>, reading: &mut Reading) -> Seen {
     if data.is_empty() || (reading.endpoint.dialect() == Dialect::Anthropic && anthropic::is_heartbeat(name, data)) {
         return Seen::Heartbeat;
     }
+    if !truncated && reading.is_as_before(name, data) {
+        return Seen::Event;
+    }
     reading.begin_event();
     if truncated {
         usage_at_end(name, data, reading);
@@ -144,7 +148,10 @@ pub fn event(event: &Event<'_>, reading: &mut Reading) -> Seen {
     match (reading.end_event(), readable) {
         (_, false) => Seen::Unreadable,
         (true, true) => Seen::UsageOnly,
-        (false, true) => Seen::Event,
+        (false, true) => {
+            reading.keep_template(name, data);
+            Seen::Event
+        }
     }
 }
 

@@ -32,6 +32,7 @@ pub fn answer(data: &[u8], reading: &mut Reading) -> bool {
             b"error" => reading.error_here(scan),
             _ => {}
         }),
+        b"obfuscation" => reading.padding_here(scan),
         b"object" => is_error = scan.string() == Some(b"error"),
         // Workers AI's own format, should a model answer in it.
         b"response" => reading.generated_here(scan),

@@ -17,6 +17,8 @@ pub fn event(name: &[u8], data: &[u8], reading: &mut Reading) -> bool {
     scan.object(|key, scan| match key {
         b"type" => kind = scan.string().unwrap_or(kind),
         b"delta" => written = scan.string(),
+        b"sequence_number" => reading.count_here(scan),
+        b"obfuscation" => reading.padding_here(scan),
         b"response" => response(scan, reading),
         b"error" => {
             has_error = matches!(scan.here(), Some(b'{' | b'"'));

@@ -3,6 +3,7 @@
 use super::Endpoint;
 use super::reported::{Field, Reported};
 use super::scan::{Scan, decimal, text, unescape};
+use super::template::{Hole, Holes, Template};
 use crate::engine::meter::UpstreamError;
 use crate::engine::money::Usd;
 use crate::engine::tokens::{Family, Stream};
@@ -47,13 +48,16 @@ pub struct Reading {
     is_whole_answer: bool,
     /// What the event at hand has shown.
     event: ThisEvent,
+    /// The last event that was read, while those that follow may be like it.
+    pub(super) template: Template,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct ThisEvent {
     no_choices: bool,
     usage: bool,
     output_reported: bool,
+    holes: Holes,
 }
 
 impl Reading {
@@ -79,12 +83,14 @@ impl Reading {
             text,
             is_whole_answer: true,
             event: ThisEvent::default(),
+            template: Template::default(),
         }
     }
 
     /// An event begins.
     pub fn begin_event(&mut self) {
         self.event = ThisEvent::default();
+        self.template.clear();
     }
 
     /// The event was read. `true`: it is the usage event (no choices, and usage), which can be left out of the stream.
@@ -93,6 +99,23 @@ impl Reading {
             self.reported_at = Some(self.text_bytes);
         }
         self.event.no_choices && self.event.usage
+    }
+
+    /// Takes the event at hand as the template of the next ones, if it told nothing but text. Call after `end_event`.
+    pub fn keep_template(&mut self, name: &[u8], data: &[u8]) {
+        if !(self.event.no_choices || self.event.usage || self.event.output_reported) {
+            self.template.set(name, data, &self.event.holes);
+        }
+    }
+
+    /// Reads an event that differs from the one before in its texts alone. `false`: nothing was read.
+    #[inline]
+    pub fn is_as_before(&mut self, name: &[u8], data: &[u8]) -> bool {
+        let Some(texts) = self.template.texts(name, data) else { return false };
+        for raw in texts.into_iter().flatten() {
+            self.push(raw);
+        }
+        true
     }
 
     /// The provider reported the output, and no text came after that.
@@ -134,6 +157,12 @@ impl Reading {
     /// Generated text, as written in its JSON string.
     #[inline]
     pub fn generated(&mut self, raw: &[u8]) {
+        self.event.holes.note(Hole::Text, raw);
+        self.push(raw);
+    }
+
+    #[inline]
+    fn push(&mut self, raw: &[u8]) {
         let (text, text_bytes) = (&mut self.text, &mut self.text_bytes);
         unescape(raw, |run| {
             *text_bytes += run.len() as u64;
@@ -156,6 +185,22 @@ impl Reading {
     pub fn generated_here(&mut self, scan: &mut Scan<'_>) {
         if let Some(raw) = scan.string() {
             self.generated(raw);
+        }
+    }
+
+    /// A string that says nothing and is another one in each event.
+    #[inline]
+    pub fn padding_here(&mut self, scan: &mut Scan<'_>) {
+        if let Some(raw) = scan.string() {
+            self.event.holes.note(Hole::Padding, raw);
+        }
+    }
+
+    /// A number that says nothing and is another one in each event.
+    #[inline]
+    pub fn count_here(&mut self, scan: &mut Scan<'_>) {
+        if let Some(raw) = scan.number() {
+            self.event.holes.note(Hole::Count, raw);
         }
     }
 

@@ -72,23 +72,13 @@ impl<'a> Scan<'a> {
             return None;
         }
         let start = self.at + 1;
-        let mut end = start;
-        loop {
-            end = quote_or_backslash(self.bytes, end);
-            match self.bytes.get(end) {
-                Some(b'"') => {
-                    self.at = end + 1;
-                    self.space();
-                    return Some(&self.bytes[start..end]);
-                }
-                // A backslash: the byte behind it is no quote.
-                Some(_) => end += 2,
-                None => {
-                    self.fail();
-                    return None;
-                }
-            }
-        }
+        let Some(end) = string_end(self.bytes, start) else {
+            self.fail();
+            return None;
+        };
+        self.at = end + 1;
+        self.space();
+        Some(&self.bytes[start..end])
     }
 
     /// The number here, as written; `None`, and nothing read, for another type.
@@ -192,6 +182,20 @@ impl<'a> Scan<'a> {
 
     fn fail(&mut self) {
         self.failed = true;
+    }
+}
+
+/// Where the quote is that closes a string whose text begins at `start`.
+#[inline]
+pub fn string_end(bytes: &[u8], start: usize) -> Option<usize> {
+    let mut end = start;
+    loop {
+        end = quote_or_backslash(bytes, end);
+        match bytes.get(end)? {
+            b'"' => return Some(end),
+            // A backslash: the byte behind it is no quote.
+            _ => end += 2,
+        }
     }
 }
 
