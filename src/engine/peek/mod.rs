@@ -27,7 +27,7 @@ use std::ops::Range;
 pub const NAME_MAX: usize = 512;
 
 /// What a request body says. Ranges index the body it was read from.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Peek {
     /// The model's name, unescaped. Always there in a body that was read.
     pub model: Option<String>,

@@ -88,6 +88,21 @@ impl<'a> Scanner<'a> {
         self.at += 1;
     }
 
+    /// Takes `bytes`, if they are here.
+    #[inline]
+    pub fn take(&mut self, bytes: &[u8]) -> bool {
+        let is_here = self.body[self.at..].starts_with(bytes);
+        if is_here {
+            self.at += bytes.len();
+        }
+        is_here
+    }
+
+    /// To a place where the cursor was before.
+    pub fn go_back(&mut self, at: usize) {
+        self.at = at;
+    }
+
     pub fn fail<T>(&self, expected: &'static str) -> Result<T, BadBody> {
         Err(BadBody::Json(self.at, expected))
     }
@@ -140,11 +155,7 @@ impl<'a> Scanner<'a> {
 
     /// The rest of `null`, `true` or `false`.
     pub fn literal(&mut self, word: &'static [u8]) -> Result<(), BadBody> {
-        if !self.body[self.at..].starts_with(word) {
-            return self.fail("a value");
-        }
-        self.at += word.len();
-        Ok(())
+        if self.take(word) { Ok(()) } else { self.fail("a value") }
     }
 
     /// A number.

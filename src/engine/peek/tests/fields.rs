@@ -49,6 +49,45 @@ fn the_places_are_those_of_the_values() {
 }
 
 #[test]
+fn a_message_is_the_same_with_and_without_spaces() {
+    let messages = [
+        r#"{"role":"user","content":"hi"}"#,
+        r#"{"role":"assistant","content":"a \"longer\" text than a vector has bytes, which is sixty-four"}"#,
+        r#"{"role":"user","content":""}"#,
+        r#"{"role":"user","content":"hi","name":"Ann"}"#,
+        r#"{"role":"assistant","content":"hi","role":"system"}"#,
+        r#"{"role":"assistant","content":"hi","content":"again"}"#,
+        r#"{"role":"assistant","content":"hi","tool_calls":[{"function":{"name":"f","arguments":"{}"}}]}"#,
+        r#"{"role":"user","content":[{"type":"text","text":"hi"},{"type":"image_url","image_url":{"url":"u"}}]}"#,
+        r#"{"role":"assistant","content":null}"#,
+        r#"{"role":"system","content":"be brief"}"#,
+        r#"{"role":"developer","content":"be brief"}"#,
+        r#"{"content":"hi","role":"user"}"#,
+    ];
+    for endpoint in [ChatCompletions, Messages, Responses] {
+        for first in messages {
+            for second in messages {
+                let list = if endpoint == Responses { "input" } else { "messages" };
+                let tight = read(endpoint, &with(&format!(r#""{list}":[{first},{second}]"#)));
+                let spaced = [first, second].map(|message| message.replace("\":", "\" : "));
+                let spaced = read(endpoint, &with(&format!(r#""{list}":[ {} , {} ]"#, spaced[0], spaced[1])));
+                assert_eq!(tight, spaced, "{first} {second}");
+                assert_eq!(tight.messages, 2);
+            }
+        }
+        let check = |messages: &str, expected: BadBody| {
+            let list = if endpoint == Responses { "input" } else { "messages" };
+            assert_eq!(json(endpoint, format!(r#"{{"model":"m","{list}":[{messages}"#).as_bytes()), Err(expected), "{messages}");
+        };
+        let begin = r#"{"model":"m","messages":["#.len() - if endpoint == Responses { 3 } else { 0 };
+        check(r#"{"role":"user","content":"hi""#, BadBody::Json(begin + 29, "a comma or a closing brace"));
+        check(r#"{"role":"user","content":"hi"]"#, BadBody::Json(begin + 29, "a comma or a closing brace"));
+        check(r#"{"role":"user","content":"hi"#, BadBody::Json(begin + 28, "a closing quote"));
+        check(r#"{"role":"user","content":"hi"}"#, BadBody::Json(begin + 30, "a comma or a closing bracket"));
+    }
+}
+
+#[test]
 fn streams_and_usage() {
     let check = |members: &str, expected: Result<(bool, bool), BadBody>| {
         let found = json(ChatCompletions, with(members).as_bytes()).map(|peek| (peek.stream, peek.include_usage));
