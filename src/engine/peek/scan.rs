@@ -51,6 +51,15 @@ impl Stops {
     }
 }
 
+/// Before this place of a body a block has not all of what [`Block::utf8_errors`] asks for.
+const INNER_FROM: usize = 3;
+
+/// The block at `at` with the three bytes before it. `None`: they are not all inside the body.
+#[inline(always)]
+fn inner(body: &[u8], at: usize) -> Option<&[u8; INNER_FROM + BLOCK_BYTES]> {
+    body.get(at.checked_sub(INNER_FROM)?..)?.first_chunk()
+}
+
 impl Text {
     /// No escape is in it. (Each escape is longer than what it stands for.)
     pub fn is_plain(self) -> bool {
@@ -208,31 +217,39 @@ impl<'a> Scanner<'a> {
         // Bytes that escapes are longer than what they stand for.
         let mut excess = 0;
         let mut carried = 0;
-        // All bytes together. Of some behind the string too: then UTF-8 is checked without need.
-        let mut bits = Block::of(simd, b"");
+        // Bytes beyond ASCII among the last three before `at`.
+        let mut beyond = 0;
+        // What is not UTF-8: of some bytes behind the string too.
+        let mut errors = Block::of(simd, b"");
+        // From here on nobody has looked whether it is UTF-8.
+        let mut unjudged = usize::MAX;
         // The lowest bytes. Control characters are looked for once, at the end: nobody means to send one.
         let mut lowest = Block::of(simd, &[u8::MAX; BLOCK_BYTES]);
         let end = loop {
             // Nothing is called from this loop, so that the vectors stay in their registers: with the two cases in one, 500 KB of
             // prose take 77 µs instead of 57.
             let (block, stops) = loop {
-                let Some(whole) = body.get(at..).and_then(<[u8]>::first_chunk::<BLOCK_BYTES>) else {
-                    let rest = body.get(at..).unwrap_or_default();
-                    let block = Block::of(simd, rest);
+                let Some(part) = inner(body, at) else {
+                    let block = Block::of(simd, body.get(at..).unwrap_or_default());
+                    unjudged = unjudged.min(at);
                     break (block, Stops::of(block, &mut carried));
                 };
-                let block = Block::of(simd, whole);
+                let block = Block::of(simd, &part[3..]);
+                let high = block.beyond_ascii();
+                if high | beyond != 0 {
+                    let before = [Block::of(simd, &part[..]), Block::of(simd, &part[1..]), Block::of(simd, &part[2..])];
+                    errors = errors.or(block.utf8_errors(before));
+                    beyond = high >> (BLOCK_BYTES - INNER_FROM);
+                }
                 let stops = Stops::of(block, &mut carried);
                 if stops.ends | stops.others != 0 {
                     break (block, stops);
                 }
                 excess += stops.escaped.count_ones() as usize;
-                bits = bits.or(block);
                 lowest = lowest.min(block);
                 at += BLOCK_BYTES;
             };
             let stop = if stops.others != 0 { stops.others } else { stops.ends }.trailing_zeros();
-            bits = bits.or(block);
             if lowest.below(b' ') | block.below(b' ') & !(u64::MAX << (stop % u64::BITS)) != 0 {
                 self.no_control(start..(at + stop as usize).min(body.len()))?;
             }
@@ -243,18 +260,29 @@ impl<'a> Scanner<'a> {
                 excess += self.escapes()?;
                 at = self.at;
                 carried = 0;
+                // Behind an escape.
+                beyond = 0;
             } else if stops.ends != 0 {
                 excess += stops.escaped.count_ones() as usize;
                 break at + stop as usize;
+            } else if at < INNER_FROM && body.len() - at >= BLOCK_BYTES {
+                excess += stops.escaped.count_ones() as usize;
+                lowest = lowest.min(block);
+                beyond = block.beyond_ascii() >> (BLOCK_BYTES - INNER_FROM);
+                at += BLOCK_BYTES;
             } else {
                 self.at = body.len();
                 return self.fail("a closing quote");
             }
         };
         self.at = end + 1;
-        if bits.is_beyond_ascii() {
-            // While it is in the nearest cache.
+        if errors.is_some() {
             self.check_utf8(start..end)?;
+        } else if unjudged < end {
+            // The character that goes on there began not more than three bytes before.
+            let is_first = |at: &usize| body[*at] & 0xc0 != 0x80;
+            let from = (unjudged.saturating_sub(3).max(start)..unjudged).find(is_first).unwrap_or(unjudged);
+            self.check_utf8(from..end)?;
         }
         Ok(Text { start, end, len: end - start - excess })
     }
@@ -272,13 +300,13 @@ impl<'a> Scanner<'a> {
     }
 
     /// A part of the body is UTF-8.
+    #[inline(never)]
     fn check_utf8(&self, part: Range<usize>) -> Result<(), BadBody> {
         let bytes = &self.body[part.clone()];
-        if simdutf8::basic::from_utf8(bytes).is_err() {
-            let valid = std::str::from_utf8(bytes).map_or_else(|error| error.valid_up_to(), str::len);
-            return Err(BadBody::Json(part.start + valid, "UTF-8"));
+        match std::str::from_utf8(bytes) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(BadBody::Json(part.start + error.valid_up_to(), "UTF-8")),
         }
-        Ok(())
     }
 
     /// A string's bytes unescaped, borrowed where no escape is in it, else through `buffer`; what does not fit is cut.

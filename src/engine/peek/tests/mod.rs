@@ -131,6 +131,38 @@ fn junk_is_refused_where_serde_json_refuses_it() {
 }
 
 #[test]
+fn what_is_not_utf8_is_found_wherever_it_stands() {
+    // Characters and parts of them, at each offset of strings that end in and behind the last block of a body.
+    let pieces: [&[u8]; 12] = [
+        "é".as_bytes(),
+        "中".as_bytes(),
+        "😀".as_bytes(),
+        b"\xc3",
+        b"\xa9",
+        b"\xe4\xb8",
+        b"\xf0\x9f\x98",
+        b"\xf0\x9f\x98\x80\x80",
+        b"\xc0\x80",
+        b"\xed\xa0\x80",
+        b"\xf4\x90\x80\x80",
+        b"\xff",
+    ];
+    let ends: [&[u8]; 5] =
+        [b"\"", b"\"}", b"\\u00e9\"", b"\"                                                                                  ", b"\xff\""];
+    for len in (0..150).step_by(7) {
+        for at in 0..=len {
+            for piece in pieces {
+                for end in ends {
+                    for begin in [&b"\""[..], b" \"", b"{\"model\":\"\\\""] {
+                        agree(&[begin, &b"aaaaaaaaaaaaaaaa".repeat(10)[..at], piece, &b"b".repeat(len - at), end].concat());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn every_string_position_is_looked_at() {
     // A byte that matters at each offset of the vector, word and tail loops, in front of and behind other bytes.
     for len in 0..100 {
