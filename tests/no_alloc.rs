@@ -80,7 +80,14 @@ fn allocations(endpoint: Endpoint, event: &str, chunk_bytes: usize) -> u64 {
 
 #[test]
 fn events_allocate_nothing() {
+    // No two in a row are alike, so that each is read.
+    let chat = format!("{CHAT}{CHAT_TOOL}{MULTI_LINE}").replace("openai\\/gpt-4o", "m");
+    let responses = format!("{RESPONSES}{}", RESPONSES.replace("msg_1", "msg_2"));
+    let messages = format!("{ANTHROPIC}{}", ANTHROPIC.replace("\"index\":0", "\"index\":1"));
     for (endpoint, event) in [
+        (Endpoint::ChatCompletions, chat.as_str()),
+        (Endpoint::Responses, &responses),
+        (Endpoint::Messages, &messages),
         (Endpoint::ChatCompletions, CHAT),
         (Endpoint::ChatCompletions, CHAT_WITH_USAGE),
         (Endpoint::ChatCompletions, CHAT_TOOL),

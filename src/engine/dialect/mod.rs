@@ -122,7 +122,7 @@ pub enum Seen {
     UsageOnly,
 }
 
-/// Reads one event of a stream. Allocates nothing but for the first model name, a service tier, an error.
+/// Reads one event of a stream. Allocates nothing but for the first model name, the first template, a service tier, an error.
 pub fn event(event: &Event<'_>, reading: &mut Reading) -> Seen {
     let Event { name, data, truncated } = *event;
     if data.is_empty() || (reading.endpoint.dialect() == Dialect::Anthropic && anthropic::is_heartbeat(name, data)) {

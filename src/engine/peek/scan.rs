@@ -278,7 +278,7 @@ impl<'a> Scanner<'a> {
         self.at = end + 1;
         if errors.is_some() {
             self.check_utf8(start..end)?;
-        } else if unjudged < end {
+        } else if unjudged <= end {
             // The character that goes on there began not more than three bytes before.
             let is_first = |at: &usize| body[*at] & 0xc0 != 0x80;
             let from = (unjudged.saturating_sub(3).max(start)..unjudged).find(is_first).unwrap_or(unjudged);

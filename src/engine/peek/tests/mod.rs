@@ -132,14 +132,15 @@ fn junk_is_refused_where_serde_json_refuses_it() {
 
 #[test]
 fn what_is_not_utf8_is_found_wherever_it_stands() {
-    // Characters and parts of them, at each offset of strings that end in and behind the last block of a body.
-    let pieces: [&[u8]; 12] = [
+    // Characters and parts of them, whole and cut off.
+    let pieces: [&[u8]; 13] = [
         "é".as_bytes(),
         "中".as_bytes(),
         "😀".as_bytes(),
         b"\xc3",
         b"\xa9",
         b"\xe4\xb8",
+        b"\xf0\x9f",
         b"\xf0\x9f\x98",
         b"\xf0\x9f\x98\x80\x80",
         b"\xc0\x80",
@@ -147,16 +148,33 @@ fn what_is_not_utf8_is_found_wherever_it_stands() {
         b"\xf4\x90\x80\x80",
         b"\xff",
     ];
-    let ends: [&[u8]; 5] =
-        [b"\"", b"\"}", b"\\u00e9\"", b"\"                                                                                  ", b"\xff\""];
-    for len in (0..150).step_by(7) {
-        for at in 0..=len {
-            for piece in pieces {
-                for end in ends {
-                    for begin in [&b"\""[..], b" \"", b"{\"model\":\"\\\""] {
-                        agree(&[begin, &b"aaaaaaaaaaaaaaaa".repeat(10)[..at], piece, &b"b".repeat(len - at), end].concat());
+    let check = |begin: &[u8], at: usize, piece: &[u8], after: usize, spaces: usize| {
+        // The escape makes the blocks begin anew.
+        let body = [begin, &b"a".repeat(at), piece, &b"b".repeat(after), b"\"", &b" ".repeat(spaces), b"}"].concat();
+        let expected = match std::str::from_utf8(&body) {
+            Ok(_) => Ok("m".to_owned()),
+            Err(error) => Err(BadBody::Json(error.valid_up_to(), "UTF-8")),
+        };
+        assert_eq!(json(Endpoint::ChatCompletions, &body).map(|peek| peek.model.unwrap()), expected, "{}", String::from_utf8_lossy(&body));
+    };
+    for begin in [&br#"{"model":"m","user":""#[..], br#"{"model":"m","user":"\u0061"#, br#"{"model":"m","user":"\\"#] {
+        for piece in pieces {
+            // At each place of a string, as its last bytes too, with less and more than a block behind it.
+            for at in 0..150 {
+                for after in [0, 1, 2, 63 - at % 64, 64 - at % 64, 70] {
+                    for spaces in [0, 3, 61, 62, 63, 64, 100] {
+                        check(begin, at, piece, after, spaces);
                     }
                 }
+            }
+        }
+    }
+    // Of what begins in the first three bytes of a body, and of what is no object.
+    for piece in pieces {
+        for at in 0..140 {
+            for begin in [&b"\""[..], b" \"", b"{\""] {
+                let end: &[u8] = if begin == b"{\"" { b"\":1}" } else { b"\"" };
+                agree(&[begin, &b"a".repeat(at), piece, end].concat());
             }
         }
     }
@@ -185,6 +203,11 @@ fn nesting_ends_where_serde_json_ends_it() {
             let body = [open.repeat(depth / brackets), "1".to_owned(), close.repeat(depth / brackets)].concat();
             agree(body.as_bytes());
             agree(format!("{{\"model\":\"m\",\"tools\":{body}}}").as_bytes());
+            // A message is deep inside.
+            for depth in depth.saturating_sub(4)..depth {
+                let turn = r#"{"role":"user","content":"hi"}"#;
+                agree(format!("{{\"model\":\"m\",\"messages\":{}{turn}{}}}", "[".repeat(depth), "]".repeat(depth)).as_bytes());
+            }
         }
     }
 }
