@@ -29,9 +29,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Rows that may wait for the database. They are in memory, about 1 KiB each, and in the journal. When as many wait,
-/// nobody is admitted any more; those who were add theirs, so the true bound is this plus the requests in flight.
-pub const LEDGER_PENDING_MAX: usize = 65_536;
+/// Rows that may wait for the database: five seconds of all that a core can do, in which a disk may stand still. They are in
+/// memory, about 1 KiB each, and in the journal. When as many wait, nobody is admitted any more; those who were add theirs, so
+/// the true bound is this plus the requests in flight.
+pub const LEDGER_PENDING_MAX: usize = 131_072;
 
 /// A stream's progress is journalled at most this often.
 pub const PROGRESS_INTERVAL_MS: u64 = 1000;

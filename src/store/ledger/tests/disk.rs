@@ -92,3 +92,28 @@ fn at_the_journals_bound_admission_stops_until_rows_are_stored() {
     assert_eq!(rows_in(&store).len(), admitted + 1);
     assert_consistent(&store);
 }
+
+#[test]
+fn while_the_database_stands_still_rows_wait_and_then_admission_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    let ledger = Ledger::start(&store, Settings::default()).unwrap();
+    let Row { facts, outcome } = row("r", "a", 1);
+    store
+        .write(|_| {
+            // Nobody else writes to it in here.
+            for _ in 0..LEDGER_PENDING_MAX {
+                let _ = ledger.open(facts.clone()).unwrap().close(outcome.clone());
+            }
+            assert_eq!(ledger.open(facts.clone()).err(), Some(LedgerFull::Behind));
+            Ok(())
+        })
+        .unwrap();
+    assert!(ledger.flush());
+    assert_eq!(ledger.pending(), 0);
+    let _ = ledger.open(facts).unwrap().close(outcome);
+    assert!(ledger.flush());
+    let stored: i64 = store.read(|connection| Ok(connection.query_row("SELECT count(*) FROM ledger", [], |row| row.get(0))?)).unwrap();
+    assert_eq!(stored, LEDGER_PENDING_MAX as i64 + 1);
+    ledger.shutdown();
+}
