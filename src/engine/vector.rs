@@ -88,7 +88,7 @@ impl<S: Simd> Block<S> {
     /// before each. A character that the next block goes on with is judged there.
     ///
     /// Two bytes in a row, taken as three halves, tell everything but whether a third or fourth byte is missing or too many: J. Keiser,
-    /// D. Lemire, Validating UTF-8 In Less Than One Instruction Per Byte, 2021 (the tables are those of its section 6).
+    /// D. Lemire, Validating UTF-8 In Less Than One Instruction Per Byte, 2021.
     #[inline(always)]
     pub fn utf8_errors(self, before: [Block<S>; 3]) -> Block<S> {
         let simd = self.0.simd;

@@ -234,7 +234,7 @@ impl<'a> Scanner<'a> {
                     unjudged = unjudged.min(at);
                     break (block, Stops::of(block, &mut carried));
                 };
-                let block = Block::of(simd, &part[3..]);
+                let block = Block::of(simd, &part[INNER_FROM..]);
                 let high = block.beyond_ascii();
                 if high | beyond != 0 {
                     let before = [Block::of(simd, &part[..]), Block::of(simd, &part[1..]), Block::of(simd, &part[2..])];
