@@ -141,7 +141,7 @@ fn upgrade_socket(settings: &Settings) -> PathBuf {
 }
 
 fn files(settings: &Settings) -> Files {
-    Files { routing: settings.routing_file.clone(), prices: settings.prices_file.clone() }
+    Files::new(settings.routing_file.clone(), settings.prices_file.clone())
 }
 
 impl App {

@@ -200,16 +200,23 @@ class Weir:
     def names(self):
         return ["gpt-4o-mini"] if self.models is None else [f"bench-{number:05}" for number in range(self.models)]
 
-    def write_routing(self, window=400000):
-        """Writes the hot files. With another `window` than before they differ, so that a reload has something to do."""
+    def prepare_routing(self, window=400000):
+        """Writes the hot files beside those in use. With another `window` than before they differ, so that a reload has something to do."""
         names = self.names()
         key = "vault:mock" if self.vault else "file:provider-key"
         quoted = ", ".join(f'"{name}"' for name in names)
         routing = PROVIDERS.format(mock=MOCK, spare=self.spare, key=key) + "".join(MODEL.format(name=name) for name in names) + TIER.format(models=quoted)
         for name, text in (("routing.toml", routing.replace("400000", str(window))), ("prices.toml", "".join(PRICES.format(name=name) for name in names))):
-            # In one step, for a server that watches the file.
             (self.dir / f"{name}.new").write_text(text)
+
+    def put_routing(self):
+        """Puts what was prepared in place: each file in one step, for a server that watches it."""
+        for name in ("routing.toml", "prices.toml"):
             os.replace(self.dir / f"{name}.new", self.dir / name)
+
+    def write_routing(self):
+        self.prepare_routing()
+        self.put_routing()
 
     def write(self):
         self.dir.mkdir(exist_ok=True)
@@ -400,9 +407,10 @@ class Rig:
         self.models[system] = TENSORZERO_MODEL
         return [folder / "bin" / "python", self.dir / "start-tensorzero.py"]
 
-    def weir(self, system, *arguments, stdin=""):
-        """A command of weir's beside the server; its output."""
-        command = [self.options.weir, *arguments, "--config", "weir.toml"]
+    def weir(self, system, *arguments, stdin="", idle=False):
+        """A command of weir's beside the server; its output. `idle`: on the load's core, when nothing else would run there."""
+        under = ["taskset", "-c", "1", "chrt", "--idle", "0"] if idle else []
+        command = [*under, self.options.weir, *arguments, "--config", "weir.toml"]
         done = subprocess.run(command, cwd=self.weir_named(system).dir, input=stdin, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"weir {' '.join(arguments)}: {done.stderr}")

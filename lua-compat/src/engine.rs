@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use weir::config::load::Fingerprint;
+use weir::config::pace;
 use weir::config::problem::Problem;
 use weir::engine::catalog::{Catalog, SecretRef};
 use zeroize::Zeroizing;
@@ -205,7 +206,7 @@ impl Inner {
         seen.files = files;
         match loaded {
             Ok(mut catalog) => {
-                catalog.adopt(&self.snapshot.load().catalog);
+                catalog.adopt(&self.snapshot.load().catalog, pace::rest);
                 let (keys, watched) = read_keys(&catalog);
                 seen.keys = watched;
                 seen.problems.clear();
@@ -230,7 +231,7 @@ fn watch(engine: &Weak<Inner>, pid: u32) {
             return;
         }
         inner.watched_ms.store(now_ms(), Relaxed);
-        inner.reload_if_changed();
+        pace::in_pieces(|| inner.reload_if_changed());
     }
 }
 

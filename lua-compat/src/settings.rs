@@ -12,7 +12,7 @@ const REMEMBER_DEFAULT: Duration = Duration::from_secs(3600);
 const CREDIT_DEFAULT: &str = "0.001";
 
 /// An engine's settings.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Settings {
     /// The two hot files.
     pub files: Files,
@@ -66,7 +66,7 @@ impl Settings {
             Some(Value::Bool(true)) => Some(away),
             Some(_) => return Err("\"node\" must be true or false".into()),
         };
-        Ok(Settings { files: Files { routing: path("routing")?, prices: path("prices")? }, credit, node })
+        Ok(Settings { files: Files::new(path("routing")?, path("prices")?), credit, node })
     }
 }
 

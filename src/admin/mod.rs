@@ -128,7 +128,7 @@ fn config(gateway: &Gateway) -> Value {
         "loaded_at": clock::rfc3339(reloads.loaded_ms),
         "status": if reloads.problems.is_empty() { "ok" } else { "rejected" },
         "problems": reloads.problems.iter().map(|problem| json!({"file": problem.file, "line": problem.line, "key": problem.key, "what": problem.what})).collect::<Vec<_>>(),
-        "files": {"routing": gateway.files.routing, "prices": gateway.files.prices},
+        "files": {"routing": gateway.files.routing(), "prices": gateway.files.prices()},
         "providers": catalog.providers.len(), "models": catalog.models.len(), "levels": catalog.levels.len(), "tiers": catalog.tiers.len(), "prices": catalog.prices.len(),
     })
 }

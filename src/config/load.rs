@@ -1,18 +1,19 @@
 //! The hot files: read, parsed and checked together, or not at all.
 
+use super::prices::Prices;
 use super::problem::Problem;
 use crate::engine::catalog::Catalog;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 /// Where `routing.toml` and `prices.toml` are.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Files {
-    /// `routing.toml`.
-    pub routing: PathBuf,
-    /// `prices.toml`.
-    pub prices: PathBuf,
+    routing: PathBuf,
+    prices: PathBuf,
+    /// The prices as they were read last, with their text: half of a load where only the other file changed.
+    known: Mutex<Option<(String, Arc<Prices>)>>,
 }
 
 /// What tells one version of the files from another without reading them: change times, sizes and inodes. The inode catches
@@ -27,6 +28,21 @@ pub struct Fingerprint {
 type Version = (SystemTime, u64, u64);
 
 impl Files {
+    /// The two files by their paths.
+    pub fn new(routing: PathBuf, prices: PathBuf) -> Files {
+        Files { routing, prices, known: Mutex::default() }
+    }
+
+    /// `prices.toml`'s path.
+    pub fn prices(&self) -> &Path {
+        &self.prices
+    }
+
+    /// `routing.toml`'s path.
+    pub fn routing(&self) -> &Path {
+        &self.routing
+    }
+
     /// The present versions of the files that were seen before.
     pub fn fingerprint(&self, seen: &Fingerprint) -> Fingerprint {
         Fingerprint {
@@ -42,9 +58,8 @@ impl Files {
         let routing = read(&self.routing, &mut problems);
         let prices = read(&self.prices, &mut problems);
         let (Some(routing), Some(prices)) = (routing, prices) else { return Err(problems) };
-        let (table, found) = super::prices::parse(&self.prices.to_string_lossy(), &prices);
-        problems.extend(found);
-        let (mut catalog, found) = super::routing::parse(&self.routing.to_string_lossy(), &routing, &table);
+        let prices = self.read_prices(prices, &mut problems);
+        let (mut catalog, found) = super::routing::parse(&self.routing.to_string_lossy(), &routing, &prices);
         problems.extend(found);
         seen.policy = None;
         if let Some(policy) = catalog.lua_policy.as_mut().map(Arc::make_mut) {
@@ -54,6 +69,20 @@ impl Files {
             policy.text = read(&path, &mut problems).unwrap_or_default().into();
         }
         if problems.is_empty() { Ok(catalog) } else { Err(problems) }
+    }
+}
+
+impl Files {
+    fn read_prices(&self, text: String, problems: &mut Vec<Problem>) -> Arc<Prices> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, prices)) = known.as_ref().filter(|(before, _)| *before == text) {
+            return Arc::clone(prices);
+        }
+        let (prices, found) = super::prices::parse(&self.prices.to_string_lossy(), &text);
+        // Prices with a problem are incomplete.
+        *known = found.is_empty().then(|| (text, Arc::clone(&prices)));
+        problems.extend(found);
+        prices
     }
 }
 
@@ -75,5 +104,35 @@ fn read(path: &Path, problems: &mut Vec<Problem>) -> Option<String> {
             });
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prices_are_read_again_when_their_text_has_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let put = |name: &str, text: &str| std::fs::write(path(name), text).unwrap();
+        let files = Files::new(path("routing.toml"), path("prices.toml"));
+        let load = || files.load(&mut Fingerprint::default());
+        put("routing.toml", "");
+        put("prices.toml", "[price.\"a/m\"]\ninput = \"1\"\n");
+        let first = load().unwrap();
+        put("routing.toml", "[routing]\ninfer = false\n");
+        let second = load().unwrap();
+        assert!(!second.routing.infer);
+        assert!(Arc::ptr_eq(&first.prices, &second.prices));
+        put("prices.toml", "[price.\"b/m\"]\ninput = \"1\"\n");
+        assert!(load().unwrap().prices.contains_key("b/m"));
+        put("prices.toml", "[price.\"b/m\"]\ninput = 1\n");
+        // A problem is told as often as it is met.
+        for _ in 0..2 {
+            assert_eq!(load().unwrap_err().len(), 1);
+        }
+        put("prices.toml", "");
+        assert!(load().unwrap().prices.is_empty());
     }
 }

@@ -2,6 +2,7 @@
 #[cfg(feature = "gateway")]
 pub mod litellm;
 pub mod load;
+pub mod pace;
 pub mod prices;
 pub mod problem;
 pub mod routing;

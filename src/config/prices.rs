@@ -10,6 +10,7 @@
 //! input = "0.075"
 //! ```
 
+use super::pace;
 use super::problem::Problem;
 use super::walk::{File, Table};
 use crate::engine::money::Usd;
@@ -48,17 +49,19 @@ const RATES: [(&str, Bucket); 14] = [
 const TIMES: [(&str, i128); 3] = [("per_second", 3_600), ("per_minute", 60), ("per_hour", 1)];
 
 /// Reads `prices.toml`. `file` is the name problems are reported under. With any problem the prices are incomplete.
-pub fn parse(file: &str, text: &str) -> (Prices, Vec<Problem>) {
+pub fn parse(file: &str, text: &str) -> (Arc<Prices>, Vec<Problem>) {
     let file = File::new(file, text);
     let mut prices = Prices::default();
     if let Some(document) = file.parse() {
         let mut root = file.root(&document);
         for (name, table) in root.tables("price") {
+            pace::rest();
             prices.insert(name.into(), Arc::new(price(name, table)));
         }
         root.finish();
+        File::close(document);
     }
-    (prices, file.into_problems())
+    (Arc::new(prices), file.into_problems())
 }
 
 fn price(name: &str, mut table: Table<'_>) -> Price {

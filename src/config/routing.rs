@@ -10,11 +10,12 @@ mod tiers;
 
 pub(crate) use providers::from_folder;
 
+use super::pace;
+use super::prices::Prices;
 use super::problem::Problem;
 use super::walk::{File, Table, nearest};
 use crate::engine::catalog::{Catalog, LuaPolicy, OnPolicyError, Retry, Routing};
-use crate::engine::price::Price;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,13 +33,14 @@ const MAX_NAME_BYTES: usize = 200;
 
 /// Reads `routing.toml`. `routing_file` is its path as the operator named it: problems are reported under it, and relative paths
 /// in it are taken from its folder.
-pub fn parse(routing_file: &str, routing_text: &str, prices: &FxHashMap<Arc<str>, Arc<Price>>) -> (Catalog, Vec<Problem>) {
+pub fn parse(routing_file: &str, routing_text: &str, prices: &Arc<Prices>) -> (Catalog, Vec<Problem>) {
     let file = File::new(routing_file, routing_text);
-    let mut catalog = Catalog { prices: prices.clone(), ..Catalog::default() };
+    let mut catalog = Catalog { prices: Arc::clone(prices), ..Catalog::default() };
     if let Some(document) = file.parse() {
         let mut root = file.root(&document);
         read(&mut root, routing_file, &mut catalog);
         root.finish();
+        File::close(document);
     }
     (catalog, file.into_problems())
 }
@@ -107,6 +109,7 @@ fn read<'a>(root: &mut Table<'a>, file: &str, catalog: &mut Catalog) {
         catalog.tiers.insert(Arc::clone(&tier.name), Arc::new(tier));
     }
     for (name, table) in model_tables {
+        pace::rest();
         let model = models::read(name, table, &names, catalog, &check);
         catalog.models.insert(Arc::clone(&model.name), Arc::new(model));
     }
@@ -127,9 +130,10 @@ impl Names<'_> {
     /// The models a list names; those that are not there are noted.
     fn models(&self, table: &Table<'_>, key: &str, written: &[&str], check: &Check) -> Vec<Arc<str>> {
         let mut found: Vec<Arc<str>> = Vec::with_capacity(written.len());
+        let mut once = FxHashSet::with_capacity_and_hasher(written.len(), FxBuildHasher);
         for name in written {
             match self.models.get(name) {
-                Some(model) if found.contains(model) => table.problem(key, format!("{name:?} is listed twice")),
+                Some(_) if !once.insert(name) => table.problem(key, format!("{name:?} is listed twice")),
                 Some(model) => found.push(Arc::clone(model)),
                 None => check.unknown(table, key, "model", name, self.models.keys().copied()),
             }

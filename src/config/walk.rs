@@ -17,6 +17,7 @@
 //!
 //! A value is never quoted in a problem where it could be a secret.
 
+use super::pace;
 use super::problem::Problem;
 use crate::engine::catalog::SecretRef;
 use crate::engine::money::{BadAmount, Credits, Factor, Usd};
@@ -65,6 +66,16 @@ impl<'t> File<'t> {
     /// A reader over the whole document.
     pub fn root<'a>(&'a self, document: &'a Spanned<DeTable<'t>>) -> Table<'a> {
         Table { file: self, path: String::new(), at: 0, entries: document.get_ref(), known: Vec::new() }
+    }
+
+    /// Frees a document that has been read.
+    pub fn close(document: Spanned<DeTable<'t>>) {
+        for (_, table) in document.into_inner() {
+            match table.into_inner() {
+                DeValue::Table(entries) => pace::free(entries),
+                other => drop(other),
+            }
+        }
     }
 
     /// Notes a problem with the file as a whole.
@@ -244,7 +255,12 @@ impl<'a> Table<'a> {
     /// A table of tables with names an operator chooses (`[key.name]`), by name in alphabetical order. Empty when not there.
     pub fn tables(&mut self, key: &'a str) -> Vec<(&'a str, Table<'a>)> {
         let Some(mut outer) = self.table(key) else { return Vec::new() };
-        outer.names().into_iter().filter_map(|name| outer.table(name).map(|inner| (name, inner))).collect()
+        let names = outer.names();
+        let inner = |name| {
+            pace::rest();
+            outer.table(name).map(|inner| (name, inner))
+        };
+        names.into_iter().filter_map(inner).collect()
     }
 
     /// An array of tables (`key = [ { … }, … ]` or `[[key]]`).

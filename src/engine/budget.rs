@@ -208,6 +208,13 @@ impl Reservation {
         self.budgeted
     }
 
+    /// Whether at least this much could still be set aside. Another request may take it the next moment.
+    pub fn leaves(&self, amount: Credits) -> bool {
+        let capped =
+            self.account.room(self.terms).is_none_or(|(sums, cap)| cap.saturating_sub(sums.committed.load(Ordering::Relaxed)) >= amount.0);
+        capped && (!self.budgeted || self.account.available.load(Ordering::Relaxed) >= amount.0)
+    }
+
     /// Sets more aside, all of it or none.
     pub fn extend(&mut self, amount: Credits) -> Result<(), Short> {
         self.extend_up_to(amount, amount).map(|_| ())
@@ -424,6 +431,20 @@ mod tests {
         account.reserve_up_to(Credits(1), Credits(90), terms).unwrap().release();
         account.grant(Credits(90));
         account.reserve(Credits(100), terms).unwrap().release();
+    }
+
+    #[test]
+    fn what_is_left_is_what_balance_and_cap_allow() {
+        let rich = account(1_000);
+        let capped = Terms { month: MONTH, monthly_cap: Some(Credits(100)) };
+        let (free, held) = (rich.reserve(Credits(10), UNCAPPED).unwrap(), rich.reserve(Credits(40), capped).unwrap());
+        assert!(free.leaves(Credits(950)) && !free.leaves(Credits(951)));
+        assert!(held.leaves(Credits(50)) && !held.leaves(Credits(51)));
+        let unbudgeted = Arc::new(Account::new()).reserve(Credits(1), UNCAPPED).unwrap();
+        assert!(unbudgeted.leaves(Credits(i64::MAX)));
+        for open in [free, held, unbudgeted] {
+            open.release();
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::money::{Credits, Factor};
 use super::price::Price;
 use super::provider::Kind;
 use super::tokens::Family;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -26,8 +26,8 @@ pub struct Catalog {
     pub levels: FxHashMap<Arc<str>, Arc<Level>>,
     /// Tiers by name.
     pub tiers: FxHashMap<Arc<str>, Arc<Tier>>,
-    /// Prices by `provider/model`.
-    pub prices: FxHashMap<Arc<str>, Arc<Price>>,
+    /// Prices by `provider/model`; the same ones in the next catalog if only `routing.toml` changes.
+    pub prices: Arc<FxHashMap<Arc<str>, Arc<Price>>>,
     /// How often and how long to retry.
     pub retry: Retry,
     /// Rules for names nobody configured.
@@ -303,7 +303,7 @@ pub struct Tier {
     /// Levels it opens; `None`: all.
     pub levels: Option<Vec<Arc<str>>>,
     /// Models it opens; `None`: all its rank reaches.
-    pub models: Option<Vec<Arc<str>>>,
+    pub models: Option<FxHashSet<Arc<str>>>,
     /// May bring own provider keys.
     pub byok: bool,
     /// Credits charged per request served with the caller's own key.
@@ -352,8 +352,8 @@ impl Default for Routing {
 
 impl Catalog {
     /// Takes over from `old` what outlives a reload: the live state of providers and targets of the same name. Called once,
-    /// before this catalog is shared.
-    pub fn adopt(&mut self, old: &Catalog) {
+    /// before this catalog is shared. `rest` is called between models, for who must not be at it for long at a time.
+    pub fn adopt(&mut self, old: &Catalog, rest: impl Fn()) {
         // The same policy is the same one: whoever runs it keeps what was made for it.
         if self.lua_policy == old.lua_policy {
             self.lua_policy.clone_from(&old.lua_policy);
@@ -364,6 +364,7 @@ impl Catalog {
             }
         }
         for (name, model) in &mut self.models {
+            rest();
             let before = old.models.get(name);
             for target in &mut Arc::make_mut(model).targets {
                 let same = before.and_then(|model| model.targets.iter().find(|other| other.is_at(target)));

@@ -106,7 +106,7 @@ pub fn may_use_model<'a>(
     {
         return Err(Closed::Tier(Some(name)));
     }
-    let listed = tier.models.as_ref().is_none_or(|models| models.iter().any(|name| **name == *model));
+    let listed = tier.models.as_ref().is_none_or(|models| models.contains(model));
     if listed { Ok(()) } else { Err(Closed::Tier(None)) }
 }
 

@@ -1,5 +1,7 @@
-//! Work beside the requests that must not hold them up.
+//! Work beside the requests that must not hold them up: on a thread that is nicer than theirs, and in pieces ([`pace`]) where it says
+//! where it can rest.
 
+use crate::config::pace;
 use crate::telemetry::log_lines::{self, Severity};
 use rustix::process::{getpriority_process, setpriority_process};
 
@@ -17,7 +19,7 @@ pub fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         if let Err(error) = getpriority_process(None).and_then(|now| setpriority_process(None, now + NICER)) {
             log_lines::event(Severity::Warn, "a reload does not give way to requests: setpriority(2) is refused", &error.to_string());
         }
-        done = work.take().map(|work| work());
+        done = work.take().map(|work| pace::in_pieces(work));
     };
     std::thread::scope(|scope| {
         let _ = std::thread::Builder::new().name("aside".into()).spawn_scoped(scope, nicer);

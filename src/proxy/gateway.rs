@@ -8,6 +8,7 @@ use super::queue::Queue;
 use super::settle::Tried;
 use super::upstream::Upstreams;
 use crate::config::load::{Files, Fingerprint};
+use crate::config::pace;
 use crate::config::problem::Problem;
 use crate::config::weir_toml::Settings;
 use crate::engine::budget::Account;
@@ -211,7 +212,7 @@ impl Gateway {
         let mut retired = self.loading.lock();
         let free: Vec<_> = retired.extract_if(.., |catalog| Arc::strong_count(catalog) == 1).collect();
         if !free.is_empty() {
-            aside(|| drop(free));
+            aside(|| free.into_iter().filter_map(Arc::into_inner).for_each(|catalog| pace::free(catalog.models)));
         }
         let before = self.reloads.lock().seen.clone();
         let seen = self.files.fingerprint(&before);
@@ -226,7 +227,7 @@ impl Gateway {
         let loaded = load(&self.files, &mut seen);
         match loaded {
             Ok(mut catalog) => {
-                catalog.adopt(&self.catalog.load());
+                catalog.adopt(&self.catalog.load(), pace::rest);
                 self.read_keys(&catalog);
                 if let Some(jwt) = &self.jwt {
                     jwt.use_tiers(catalog.tiers.values().map(|tier| (tier.name.clone(), tier.rank)).collect());
@@ -240,7 +241,7 @@ impl Gateway {
                 self.metrics.config_loaded.set(reloads.loaded_ms as f64 / 1000.0);
                 drop(reloads);
                 self.metrics.config_reloads.with_label_values(&["ok"]).inc();
-                log_lines::event(Severity::Info, "configuration loaded", &self.files.routing.to_string_lossy());
+                log_lines::event(Severity::Info, "configuration loaded", &self.files.routing().to_string_lossy());
                 Ok(Reloaded::Loaded)
             }
             Err(problems) => {

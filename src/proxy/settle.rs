@@ -21,6 +21,9 @@ use std::time::Instant;
 
 /// Output tokens a running stream's reservation is extended by at a time: a few seconds of a fast model.
 pub const EXTEND_TOKENS: u64 = 512;
+/// A reservation follows the bound on the tokens, not their count, while what is left is this many times an extension: what it then
+/// holds too much (a token has about four bytes) is little of what other requests could have.
+const PLENTY: i64 = 100;
 /// Output tokens another proxy can have covered by one call: more than any model writes. It asks again for more.
 const COVER_TOKENS_MAX: u64 = 1 << 20;
 /// Bytes a token has in English prose, for estimates that an orderly end replaces by a count.
@@ -287,6 +290,12 @@ impl Open {
         if at_most <= self.count_at {
             return false;
         }
+        // Out of plenty the bound itself is covered, which needs no tokenizer.
+        while self.covered_tokens < at_most && self.extend_out_of_plenty() {}
+        if at_most <= self.covered_tokens {
+            self.count_at = self.covered_tokens;
+            return false;
+        }
         let counted = meter.output_counted();
         while counted > self.covered_tokens {
             if !self.extend() {
@@ -298,16 +307,26 @@ impl Open {
         false
     }
 
-    fn extend(&mut self) -> bool {
-        let Some(current) = &self.current else { return false };
-        let more = match &current.target.price {
-            TargetPrice::Priced(price) if !current.own_key => {
+    /// What the next extension costs at most.
+    fn extension(&self) -> Option<Credits> {
+        Some(match &self.current.as_ref()?.target.price {
+            TargetPrice::Priced(price) if !self.is_own_key() => {
                 let with = self.covered_tokens.saturating_add(EXTEND_TOKENS);
                 let cost = Usd(price.most(self.prompt_tokens, with).0 - price.most(self.prompt_tokens, self.covered_tokens).0);
                 self.tariff.charge(cost, false)
             }
             _ => Credits(0),
-        };
+        })
+    }
+
+    /// Extends, if what is left is [`PLENTY`] times as much.
+    fn extend_out_of_plenty(&mut self) -> bool {
+        let is_plenty = |more: Credits| self.reservation.leaves(Credits(more.0.saturating_mul(PLENTY)));
+        self.extension().is_some_and(is_plenty) && self.extend()
+    }
+
+    fn extend(&mut self) -> bool {
+        let Some(more) = self.extension() else { return false };
         // All of it, or a token's worth at a time of what is left: a balance is used to its end, not beyond.
         if more.0 == 0 || self.reservation.extend(more).is_ok() {
             self.covered_tokens = self.covered_tokens.saturating_add(EXTEND_TOKENS);

@@ -184,6 +184,22 @@ def test_402_in_mid_stream_of_messages(one):
     assert json.loads(data.removeprefix(b"data: "))["error"]["type"] == "billing_error"
 
 
+def test_out_of_plenty_a_stream_is_covered_by_its_bytes(one):
+    """Beyond what was set aside at first, while a hundred times as much is left: a byte is a token at most, so none are counted."""
+    key = one.weir.key(credits="1000")
+    words = ["incomprehensibly "] * 200
+    one.openai.queue(stream([*chat_events(words=words, usage=None)[:-1], Stall()]))
+    answer = one.weir.chat(stream=True, key=key, max_tokens=10)
+    answer.until(b"incomprehensibly")
+    held = until(lambda: (found := Decimal(one.weir.credits(key)["reserved"])) >= Decimal("0.002") * len("".join(words)) and found, 5, "more to be set aside")
+    answer.client.close()
+    row = one.weir.row_of(answer, key)
+    credits = one.weir.credits(key)
+    assert Decimal(credits["reserved"]) == 0
+    assert Decimal(credits["balance"]) == 1000 - Decimal(row["charge"])
+    assert Decimal(row["charge"]) < held / 2, "charged by tokens"
+
+
 @pytest.mark.parametrize("how", ["whole", "stream", "failed", "cut", "gone"])
 def test_what_was_reserved_comes_back(one, how):
     key = one.weir.key(credits="1000")

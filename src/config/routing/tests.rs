@@ -136,7 +136,7 @@ fn everything_that_can_be_said_is_read() {
     assert_eq!((tier.rank, tier.byok, tier.own_base_url), (2, true, true));
     assert_eq!((tier.byok_fee, tier.monthly_cap), (Credits::parse("0.5").unwrap(), Credits::parse("200").ok()));
     assert_eq!((tier.limits.rpm, tier.limits.tpm, tier.limits.rpd, tier.limits.concurrent), (Some(600), Some(400_000), None, Some(50)));
-    assert_eq!(tier.models.as_ref().map(Vec::len), Some(2));
+    assert_eq!(tier.models.as_ref().map(FxHashSet::len), Some(2));
     let retry = catalog.retry;
     assert_eq!((retry.max_attempts, retry.cooldown.as_secs(), retry.cooldown_failures, retry.cooldown_long.as_secs()), (4, 30, 5, 600));
     assert_eq!(catalog.routing.default_tier.as_deref(), Some("starter"));
@@ -250,7 +250,7 @@ fn models_levels_and_tiers_that_make_no_sense_say_so() {
 fn a_reload_keeps_the_live_state_of_what_has_the_same_name() {
     let (old, _) = read(WHOLE);
     let (mut new, _) = read(&WHOLE.replace("priority = 40", "priority = 41").replace("weight = 20", "weight = 30"));
-    new.adopt(&old);
+    new.adopt(&old, || {});
     for (name, provider) in &new.providers {
         assert!(Arc::ptr_eq(&provider.state, &old.providers[name].state), "{name}");
     }
@@ -300,7 +300,7 @@ fn the_shipped_example_is_accepted() {
 #[test]
 fn a_policy_is_named_with_its_folder_or_refused_where_it_cannot_run() {
     let read = |text: &str| {
-        let (catalog, problems) = parse("conf/routing.toml", text, &FxHashMap::default());
+        let (catalog, problems) = parse("conf/routing.toml", text, &Arc::default());
         (catalog.lua_policy, problems.iter().map(ToString::to_string).collect::<Vec<_>>())
     };
     let (policy, problems) = read("[policy.lua]\nfile = \"rules/p.lua\"\non_error = \"pass\"\n");

@@ -6,6 +6,7 @@ use crate::engine::catalog::Tier;
 use crate::engine::limit::Limits;
 use crate::engine::money::{Credits, Factor};
 use crate::engine::provider::infer;
+use rustc_hash::FxHashSet;
 use std::sync::Arc;
 
 pub(super) fn read(name: &str, mut table: Table<'_>, names: &Names<'_>, check: &Check) -> Tier {
@@ -47,13 +48,13 @@ fn levels(table: &mut Table<'_>, names: &Names<'_>, check: &Check) -> Option<Vec
 }
 
 /// Names nobody configured may stand here when their provider is inferred.
-fn models(table: &mut Table<'_>, names: &Names<'_>, check: &Check) -> Option<Vec<Arc<str>>> {
+fn models(table: &mut Table<'_>, names: &Names<'_>, check: &Check) -> Option<FxHashSet<Arc<str>>> {
     let written = table.strings("models")?;
-    let mut models = Vec::with_capacity(written.len());
+    let mut models = FxHashSet::default();
     for name in written {
         match names.models.get(name) {
-            Some(model) => models.push(Arc::clone(model)),
-            None if names.infer && infer(name).is_some() => models.push(name.into()),
+            Some(model) => drop(models.insert(Arc::clone(model))),
+            None if names.infer && infer(name).is_some() => drop(models.insert(name.into())),
             None => check.unknown(table, "models", "model", name, names.models.keys().copied()),
         }
     }

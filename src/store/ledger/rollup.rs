@@ -155,6 +155,9 @@ fn add(tx: &Transaction<'_>, cells: &Cells<Owned>) -> store::Result<()> {
             .chain(sums.iter().map(|sum| Value::Integer(*sum)));
         statement.execute(params_from_iter(values))
     };
+    // In the order of the table, so that a page of it is sought once.
+    let mut cells: Vec<_> = cells.iter().collect();
+    cells.sort_unstable_by_key(|((account, key_id, common), _)| (common.0, account, key_id));
     for ((account, key_id, common), sums) in cells {
         upsert(account, key_id, common, sums)?;
         add_sums(everyone.entry(common).or_insert([0; ROLLUP_SUMS.len()]), sums);

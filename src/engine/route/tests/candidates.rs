@@ -68,7 +68,7 @@ fn inferred_names() {
     let mut world = world();
     world.provider("cheaper", |provider| provider.priority = 10);
     let TargetPrice::Priced(known) = price(3) else { unreachable!() };
-    world.catalog.prices.insert("openai/gpt-9".into(), known);
+    Arc::make_mut(&mut world.catalog.prices).insert("openai/gpt-9".into(), known);
     let asker = asks("gpt-9").with(|asker| asker.has_budget = true);
     assert_eq!(world.order(&asks("gpt-9"), T0), "cheaper/gpt-9 openai/gpt-9");
     assert_eq!(world.order(&asker, T0), "openai/gpt-9", "the price table knows it at one provider");
