@@ -200,13 +200,14 @@ class Weir:
     def names(self):
         return ["gpt-4o-mini"] if self.models is None else [f"bench-{number:05}" for number in range(self.models)]
 
-    def prepare_routing(self, window=400000):
-        """Writes the hot files beside those in use. With another `window` than before they differ, so that a reload has something to do."""
+    def prepare_routing(self, number=0):
+        """Writes the hot files beside those in use. Odd and even numbers differ in every model and price, so that a reload has something to do."""
         names = self.names()
         key = "vault:mock" if self.vault else "file:provider-key"
         quoted = ", ".join(f'"{name}"' for name in names)
         routing = PROVIDERS.format(mock=MOCK, spare=self.spare, key=key) + "".join(MODEL.format(name=name) for name in names) + TIER.format(models=quoted)
-        for name, text in (("routing.toml", routing.replace("400000", str(window))), ("prices.toml", "".join(PRICES.format(name=name) for name in names))):
+        prices = "".join(PRICES.format(name=name) for name in names)
+        for name, text in (("routing.toml", routing.replace("400000", str(400_000 + number % 2))), ("prices.toml", prices.replace("0.15", f"0.1{5 + number % 2}"))):
             (self.dir / f"{name}.new").write_text(text)
 
     def put_routing(self):
@@ -407,9 +408,9 @@ class Rig:
         self.models[system] = TENSORZERO_MODEL
         return [folder / "bin" / "python", self.dir / "start-tensorzero.py"]
 
-    def weir(self, system, *arguments, stdin="", idle=False):
-        """A command of weir's beside the server; its output. `idle`: on the load's core, when nothing else would run there."""
-        under = ["taskset", "-c", "1", "chrt", "--idle", "0"] if idle else []
+    def weir(self, system, *arguments, stdin="", nice=False):
+        """A command of weir's beside the server; its output. `nice`: on the load's core, giving way to what is there."""
+        under = ["taskset", "-c", "1", "nice", "-n", "19"] if nice else []
         command = [*under, self.options.weir, *arguments, "--config", "weir.toml"]
         done = subprocess.run(command, cwd=self.weir_named(system).dir, input=stdin, capture_output=True, text=True)
         if done.returncode:

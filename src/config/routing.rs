@@ -132,6 +132,7 @@ impl Names<'_> {
         let mut found: Vec<Arc<str>> = Vec::with_capacity(written.len());
         let mut once = FxHashSet::with_capacity_and_hasher(written.len(), FxBuildHasher);
         for name in written {
+            pace::rest();
             match self.models.get(name) {
                 Some(_) if !once.insert(name) => table.problem(key, format!("{name:?} is listed twice")),
                 Some(model) => found.push(Arc::clone(model)),

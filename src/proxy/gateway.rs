@@ -212,7 +212,12 @@ impl Gateway {
         let mut retired = self.loading.lock();
         let free: Vec<_> = retired.extract_if(.., |catalog| Arc::strong_count(catalog) == 1).collect();
         if !free.is_empty() {
-            aside(|| free.into_iter().filter_map(Arc::into_inner).for_each(|catalog| pace::free(catalog.models)));
+            aside(|| {
+                for catalog in free.into_iter().filter_map(Arc::into_inner) {
+                    pace::free(catalog.models);
+                    Arc::into_inner(catalog.prices).into_iter().for_each(pace::free);
+                }
+            });
         }
         let before = self.reloads.lock().seen.clone();
         let seen = self.files.fingerprint(&before);

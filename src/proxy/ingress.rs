@@ -326,6 +326,7 @@ pub fn open_account(gateway: &Arc<Gateway>, catalog: &Catalog, opening: &Opening
         status: 200,
         covered_tokens: reserved.covered_tokens,
         count_at: reserved.covered_tokens,
+        uncounted: Credits(0),
         seen_bytes: 0,
         progress_due_ms: head.started_ms + super::settle::PROGRESS_INTERVAL_MS,
     }));

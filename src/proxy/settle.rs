@@ -21,8 +21,7 @@ use std::time::Instant;
 
 /// Output tokens a running stream's reservation is extended by at a time: a few seconds of a fast model.
 pub const EXTEND_TOKENS: u64 = 512;
-/// A reservation follows the bound on the tokens, not their count, while what is left is this many times an extension: what it then
-/// holds too much (a token has about four bytes) is little of what other requests could have.
+/// A stream is covered without counting its tokens while what is left is this many times what it was given so.
 const PLENTY: i64 = 100;
 /// Output tokens another proxy can have covered by one call: more than any model writes. It asks again for more.
 const COVER_TOKENS_MAX: u64 = 1 << 20;
@@ -172,6 +171,8 @@ pub struct Open {
     pub covered_tokens: u64,
     /// Bytes of output at which the next exact count is due.
     pub count_at: u64,
+    /// What was set aside for bytes that were not counted.
+    pub uncounted: Credits,
     /// When progress is journalled next.
     pub progress_due_ms: u64,
     /// Bytes of output text seen, for an end that nobody sees coming.
@@ -206,7 +207,8 @@ impl Settlement {
     }
 
     /// Whether the output so far has used up what was reserved and the balance has no more. Reserves on as needed.
-    /// Counts with the tokenizer only when the text's bytes, which are never fewer than its tokens, could be too many.
+    /// Counts with the tokenizer only when the text's bytes, which are never fewer than its tokens, could be too many, and the
+    /// balance has not plenty to cover them.
     pub fn exhausted(&mut self, meter: &mut StreamMeter) -> bool {
         self.open.as_deref_mut().is_some_and(|open| open.exhausted(meter))
     }
@@ -286,13 +288,11 @@ impl Drop for Settlement {
 
 impl Open {
     fn exhausted(&mut self, meter: &mut StreamMeter) -> bool {
-        let at_most = meter.output_at_most();
+        let at_most = meter.text_at_most();
         if at_most <= self.count_at {
             return false;
         }
-        // Out of plenty the bound itself is covered, which needs no tokenizer.
-        while self.covered_tokens < at_most && self.extend_out_of_plenty() {}
-        if at_most <= self.covered_tokens {
+        if self.cover_out_of_plenty(at_most) {
             self.count_at = self.covered_tokens;
             return false;
         }
@@ -307,11 +307,11 @@ impl Open {
         false
     }
 
-    /// What the next extension costs at most.
-    fn extension(&self) -> Option<Credits> {
+    /// What covering `more` further tokens costs at most.
+    fn cost_of(&self, more: u64) -> Option<Credits> {
         Some(match &self.current.as_ref()?.target.price {
             TargetPrice::Priced(price) if !self.is_own_key() => {
-                let with = self.covered_tokens.saturating_add(EXTEND_TOKENS);
+                let with = self.covered_tokens.saturating_add(more);
                 let cost = Usd(price.most(self.prompt_tokens, with).0 - price.most(self.prompt_tokens, self.covered_tokens).0);
                 self.tariff.charge(cost, false)
             }
@@ -319,14 +319,22 @@ impl Open {
         })
     }
 
-    /// Extends, if what is left is [`PLENTY`] times as much.
-    fn extend_out_of_plenty(&mut self) -> bool {
-        let is_plenty = |more: Credits| self.reservation.leaves(Credits(more.0.saturating_mul(PLENTY)));
-        self.extension().is_some_and(is_plenty) && self.extend()
+    /// Covers a bound on the tokens, which may be four times their count, if all that this stream was given so is little of what
+    /// is left ([`PLENTY`]). A balance that is shared by many streams gives each of them less so.
+    fn cover_out_of_plenty(&mut self, tokens: u64) -> bool {
+        let more = tokens.saturating_sub(self.covered_tokens).next_multiple_of(EXTEND_TOKENS);
+        let Some(cost) = self.cost_of(more) else { return false };
+        let uncounted = Credits(self.uncounted.0.saturating_add(cost.0));
+        if !self.reservation.leaves(Credits(uncounted.0.saturating_mul(PLENTY))) || self.reservation.extend(cost).is_err() {
+            return false;
+        }
+        self.uncounted = uncounted;
+        self.covered_tokens = self.covered_tokens.saturating_add(more);
+        true
     }
 
     fn extend(&mut self) -> bool {
-        let Some(more) = self.extension() else { return false };
+        let Some(more) = self.cost_of(EXTEND_TOKENS) else { return false };
         // All of it, or a token's worth at a time of what is left: a balance is used to its end, not beyond.
         if more.0 == 0 || self.reservation.extend(more).is_ok() {
             self.covered_tokens = self.covered_tokens.saturating_add(EXTEND_TOKENS);

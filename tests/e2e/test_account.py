@@ -184,20 +184,34 @@ def test_402_in_mid_stream_of_messages(one):
     assert json.loads(data.removeprefix(b"data: "))["error"]["type"] == "billing_error"
 
 
-def test_out_of_plenty_a_stream_is_covered_by_its_bytes(one):
+@pytest.mark.parametrize("credits, plenty", [("1000", True), ("50", False)])
+def test_out_of_plenty_a_stream_is_covered_by_its_bytes(one, credits, plenty):
     """Beyond what was set aside at first, while a hundred times as much is left: a byte is a token at most, so none are counted."""
-    key = one.weir.key(credits="1000")
+    key = one.weir.key(credits=credits)
     words = ["incomprehensibly "] * 200
-    one.openai.queue(stream([*chat_events(words=words, usage=None)[:-1], Stall()]))
+    one.openai.queue(stream([*chat_events(words=words, usage=None)[:-2], event({"choices": [], "last": True}), Stall()]))
     answer = one.weir.chat(stream=True, key=key, max_tokens=10)
-    answer.until(b"incomprehensibly")
-    held = until(lambda: (found := Decimal(one.weir.credits(key)["reserved"])) >= Decimal("0.002") * len("".join(words)) and found, 5, "more to be set aside")
+    answer.until(b'"last"')
+    held = Decimal(one.weir.credits(key)["reserved"])
+    by_bytes = Decimal("0.002") * len("".join(words))
+    assert held >= by_bytes if plenty else held < by_bytes / 2, held
     answer.client.close()
     row = one.weir.row_of(answer, key)
-    credits = one.weir.credits(key)
-    assert Decimal(credits["reserved"]) == 0
-    assert Decimal(credits["balance"]) == 1000 - Decimal(row["charge"])
-    assert Decimal(row["charge"]) < held / 2, "charged by tokens"
+    after = one.weir.credits(key)
+    assert Decimal(after["reserved"]) == 0
+    assert Decimal(after["balance"]) == Decimal(credits) - Decimal(row["charge"])
+    assert Decimal(row["charge"]) < by_bytes / 2, "charged by tokens"
+
+
+def test_a_provider_that_reports_too_much_sets_nothing_aside(one):
+    key = one.weir.key(credits="1000")
+    reported = {"choices": [{"index": 0, "delta": {"content": "word "}}], "usage": {"prompt_tokens": 1, "completion_tokens": 4294967295, "total_tokens": 4294967296}}
+    one.openai.queue(stream([event(reported), event({"choices": [], "last": True}), Stall()]))
+    answer = one.weir.chat(stream=True, key=key, max_tokens=10)
+    answer.until(b'"last"')
+    assert Decimal(one.weir.credits(key)["reserved"]) < 1
+    answer.client.close()
+    one.weir.row_of(answer, key)
 
 
 @pytest.mark.parametrize("how", ["whole", "stream", "failed", "cut", "gone"])

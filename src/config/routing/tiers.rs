@@ -1,6 +1,7 @@
 //! `[tier.…]`
 
 use super::{Check, Names, check_name, is_plain};
+use crate::config::pace;
 use crate::config::walk::Table;
 use crate::engine::catalog::Tier;
 use crate::engine::limit::Limits;
@@ -52,6 +53,7 @@ fn models(table: &mut Table<'_>, names: &Names<'_>, check: &Check) -> Option<FxH
     let written = table.strings("models")?;
     let mut models = FxHashSet::default();
     for name in written {
+        pace::rest();
         match names.models.get(name) {
             Some(model) => drop(models.insert(Arc::clone(model))),
             None if names.infer && infer(name).is_some() => drop(models.insert(name.into())),

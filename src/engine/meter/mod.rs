@@ -217,10 +217,14 @@ impl StreamMeter {
 
     /// A bound on the output tokens so far that needs no tokenizer: bytes of generated text.
     pub fn output_at_most(&self) -> u64 {
+        self.text_at_most().max(self.reading.output_reported())
+    }
+
+    /// The same bound for the text alone, whatever the provider says it was.
+    pub fn text_at_most(&self) -> u64 {
         // A token has at least one byte; the family's correction may make more of it.
         let per_mille = u64::from(self.watch.family.per_mille.max(1000));
-        let by_text = self.reading.text_bytes.saturating_mul(per_mille).div_ceil(1000);
-        by_text.max(self.reading.output_reported())
+        self.reading.text_bytes.saturating_mul(per_mille).div_ceil(1000)
     }
 
     /// Output tokens so far by the tokenizer (may load it).

@@ -162,6 +162,8 @@ fn add(tx: &Transaction<'_>, cells: &Cells<Owned>) -> store::Result<()> {
         upsert(account, key_id, common, sums)?;
         add_sums(everyone.entry(common).or_insert([0; ROLLUP_SUMS.len()]), sums);
     }
+    let mut everyone: Vec<_> = everyone.into_iter().collect();
+    everyone.sort_unstable_by_key(|(common, _)| *common);
     for (common, sums) in everyone {
         upsert("", "", common, &sums)?;
     }
