@@ -215,8 +215,8 @@ class Weir:
         for name in ("routing.toml", "prices.toml"):
             os.replace(self.dir / f"{name}.new", self.dir / name)
 
-    def write_routing(self):
-        self.prepare_routing()
+    def write_routing(self, number=0):
+        self.prepare_routing(number)
         self.put_routing()
 
     def write(self):

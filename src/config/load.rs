@@ -33,14 +33,14 @@ impl Files {
         Files { routing, prices, known: Mutex::default() }
     }
 
-    /// `prices.toml`'s path.
-    pub fn prices(&self) -> &Path {
-        &self.prices
-    }
-
     /// `routing.toml`'s path.
     pub fn routing(&self) -> &Path {
         &self.routing
+    }
+
+    /// `prices.toml`'s path.
+    pub fn prices(&self) -> &Path {
+        &self.prices
     }
 
     /// The present versions of the files that were seen before.
@@ -70,9 +70,7 @@ impl Files {
         }
         if problems.is_empty() { Ok(catalog) } else { Err(problems) }
     }
-}
 
-impl Files {
     fn read_prices(&self, text: String, problems: &mut Vec<Problem>) -> Arc<Prices> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, prices)) = known.as_ref().filter(|(before, _)| *before == text) {

@@ -9,16 +9,16 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// What is done without a rest, where the work asks for one often enough.
-pub const PIECE: Duration = Duration::from_micros(200);
+const PIECE: Duration = Duration::from_micros(200);
 /// A rest; the kernel makes it 50 µs longer (`PR_SET_TIMERSLACK`).
-pub const REST: Duration = Duration::from_micros(50);
+const REST: Duration = Duration::from_micros(50);
 
 thread_local! {
     /// When the piece that this thread is at began; `None`: it does not work in pieces.
     static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Does `work`, resting wherever it calls [`rest`] and has been at it for a [`PIECE`].
+/// Does `work`, resting wherever it calls [`rest`] and has been at it for a piece (200 µs).
 pub fn in_pieces<T>(work: impl FnOnce() -> T) -> T {
     struct End;
     impl Drop for End {

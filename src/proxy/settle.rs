@@ -169,7 +169,7 @@ pub struct Open {
     pub status: u16,
     /// Output tokens the reservation covers, counted from the first.
     pub covered_tokens: u64,
-    /// Bytes of output at which the next exact count is due.
+    /// Bytes of output that need no look at the reservation: at the first beyond them it is extended, or the tokens are counted.
     pub count_at: u64,
     /// What was set aside for bytes that were not counted.
     pub uncounted: Credits,

@@ -162,6 +162,22 @@ mod tests {
     }
 
     #[test]
+    fn the_wal_begins_anew_at_its_bound() {
+        const BATCH_PAGES: u32 = 100;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weir.db");
+        let store = Store::open(&format!("sqlite:{}", path.display())).unwrap();
+        store.write(|tx| Ok(tx.execute_batch("CREATE TABLE filler (bytes BLOB)")?)).unwrap();
+        for _ in 0..3 * CHECKPOINT_PAGES / BATCH_PAGES {
+            store.write(|tx| Ok(tx.execute("INSERT INTO filler VALUES (zeroblob(?1))", [BATCH_PAGES * 4096])?)).unwrap();
+        }
+        // A frame is a page and 24 bytes (sqlite.org/fileformat2.html, 4.1); a commit may go past the bound.
+        let frames = std::fs::metadata(folder.path().join("weir.db-wal")).unwrap().len() / (4096 + 24);
+        let bound = u64::from(CHECKPOINT_PAGES);
+        assert!((bound..bound + 2 * u64::from(BATCH_PAGES)).contains(&frames), "{frames}");
+    }
+
+    #[test]
     fn opening_twice_keeps_the_data_and_the_mode_is_private() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
