@@ -271,7 +271,7 @@ async fn grant(gateway: &Gateway, id: String, grant: Grant, from: String, now_ms
                 Ok(((), format!("{granted}: {credits} credits")))
             })?;
             // A follower would take it in a moment later; the answer already has it.
-            accounts.refresh(store, &granted, now_ms)
+            accounts.refresh(store, &[granted], now_ms)
         })
         .await
         .map_err(plain)?;

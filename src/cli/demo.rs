@@ -41,7 +41,7 @@ pub fn run(port: u16) -> Result<(), Failure> {
     // A server mirrors what a command makes within a second; here both are one process, so take it in at once.
     let gateway = &app.gateway;
     gateway.callers.refresh(&gateway.store, &created.id)?;
-    gateway.accounts.refresh(&gateway.store, &created.account, clock::now_ms())?;
+    gateway.accounts.refresh(&gateway.store, &[&created.account], clock::now_ms())?;
     let announcement = Some(announcement(port, admin_port, created.key.expose()));
     app.run(Listening { upgrade: false, demo_provider: Some(format!("127.0.0.1:{provider_port}")), announcement })
 }

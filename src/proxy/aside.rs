@@ -4,10 +4,16 @@
 use crate::config::pace;
 use crate::telemetry::log_lines::{self, Severity};
 use rustix::process::{getpriority_process, setpriority_process};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// How much nicer such work is: where everything is busy, a thread of requests gets nine times the time of it (sched(7), weights of nice
 /// values). Any more, and a reload would take longer than the second in which it should hold.
 const NICER: i32 = 10;
+
+/// How often the kernel is made to choose again between such work and a thread of requests that waits behind it. It does so whenever a
+/// thread wakes, else at the ticks of its clock (4 ms at 250 Hz).
+const BEAT: Duration = Duration::from_micros(200);
 
 /// Does `work` on a thread of its own that gives way to the others, and waits for it. Blocking; not for a worker. Where no thread can be
 /// had it is done on the caller's.
@@ -21,8 +27,20 @@ pub fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         }
         done = work.take().map(|work| pace::in_pieces(work));
     };
+    let at_work = AtomicBool::new(true);
     std::thread::scope(|scope| {
-        let _ = std::thread::Builder::new().name("aside".into()).spawn_scoped(scope, nicer);
+        let aside = std::thread::Builder::new().name("aside".into()).spawn_scoped(scope, nicer);
+        // Where it cannot be had, pieces of work end with the clock's ticks.
+        let _ = std::thread::Builder::new().name("metronome".into()).spawn_scoped(scope, || {
+            while at_work.load(Ordering::Relaxed) {
+                std::thread::sleep(BEAT);
+            }
+        });
+        let ended = aside.map(|aside| aside.join());
+        at_work.store(false, Ordering::Relaxed);
+        if let Ok(Err(panic)) = ended {
+            std::panic::resume_unwind(panic);
+        }
     });
     match (done, work) {
         (Some(done), _) => done,

@@ -1,14 +1,17 @@
 //! Accounts: balances in memory beside their rows in the database.
 //!
-//! A request reserves and settles in memory ([`Account`]); its row reaches the database a moment later. What the database
-//! holds beyond what this process put there itself (grants by a command, charges of an old server that still drains) comes
-//! in with [`Accounts::refresh`], which compares what is stored with what is known here and applies the difference.
+//! A request reserves and settles in memory ([`Account`]); its row reaches the database a moment later, and with the next
+//! [roll-up](store::ledger::rollup) it is charged in these tables. What the database holds beyond what this process put there itself
+//! (grants by a command, charges of an old server that still drains) comes in with [`Accounts::refresh`], which rolls up first, compares
+//! what is stored with what is known here and applies the difference.
 //!
 //! Invariant, checked by [`verify`]: balance = grants − charges of the rows that were taken from the balance.
 
 use crate::engine::budget::{Account, MonthIndex};
 use crate::engine::money::Credits;
 use crate::store::follow::Mirror;
+use crate::store::ledger::Row;
+use crate::store::ledger::rollup::{self, Ahead};
 use crate::store::ledger::store_rows::Charges;
 use crate::store::{self, Store, Topic};
 use parking_lot::{Mutex, MutexGuard};
@@ -16,7 +19,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use std::fmt;
 use std::sync::Arc;
 
-/// Tables of this part. Amounts in 10⁻⁹ credits; `granted` is NULL for an account that was never granted anything and so
+/// Tables of this part; `account_months` is `months_charged` by now. Amounts in 10⁻⁹ credits; `granted` is NULL for an account that was never granted anything and so
 /// has no budget; `month` counts as [`MonthIndex`].
 pub const TABLES: &str = "
 CREATE TABLE accounts (
@@ -40,11 +43,15 @@ CREATE TABLE grants (
 CREATE INDEX grants_by_account ON grants (account);
 ";
 
+/// Accounts that are compared under one lock: some milliseconds in which rows are not stored.
+const REFRESHED_AT_ONCE: usize = 1000;
+
 /// The accounts of this process.
 pub struct Accounts {
     entries: papaya::HashMap<Arc<str>, Arc<Entry>>,
-    /// Held while rows are stored and while balances are compared, so that no charge is seen on one side only.
-    flush: Mutex<()>,
+    /// The rows that this process stored since the last roll-up. Held while rows are stored and while balances are compared, so
+    /// that no charge is seen on one side only.
+    ahead: Mutex<Ahead>,
 }
 
 struct Entry {
@@ -61,16 +68,10 @@ struct Known {
     months: [(MonthIndex, i64); 2],
 }
 
-/// Proof that [`Accounts::flushing`] was called.
-pub(crate) struct Flushing<'a>(MutexGuard<'a, ()>);
-
-/// An account as the database has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
-    /// Grants less charges; `None`: no budget.
-    pub balance: Option<Credits>,
-    /// Charged in the month asked for.
-    pub used_this_month: Credits,
+/// While this lives, this process stores no rows but its holder's ([`Accounts::flushing`]).
+pub(crate) struct Flushing<'a> {
+    accounts: &'a Accounts,
+    ahead: MutexGuard<'a, Ahead>,
 }
 
 /// Adds credits to an account (takes some, when negative), and tells running servers. Part of the caller's transaction, so
@@ -90,34 +91,28 @@ pub fn grant(tx: &Transaction<'_>, account: &str, amount: Credits, note: &str, n
     store::changed(tx, Topic::Account, account)
 }
 
-/// Books charges of rows that were just inserted.
+/// Books charges of rows that are being rolled up.
 pub(crate) fn charge(tx: &Transaction<'_>, charges: &Charges) -> store::Result<()> {
-    // In the order of the tables, so that a page of a million accounts is sought once.
-    let mut charges: Vec<_> = charges.iter().collect();
-    charges.sort_unstable_by_key(|(account, _)| *account);
+    let mut balance =
+        tx.prepare_cached("INSERT INTO accounts (id, charged) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET charged = charged + ?2")?;
+    let mut of_month = tx.prepare_cached(
+        "INSERT INTO months_charged (account, month, charged) VALUES (?1, ?2, ?3)
+         ON CONFLICT (account, month) DO UPDATE SET charged = charged + ?3",
+    )?;
     for (account, charged) in charges {
-        tx.prepare_cached("INSERT INTO accounts (id, charged) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET charged = charged + ?2")?
-            .execute(params![account, charged.from_balance])?;
+        balance.execute(params![account, charged.from_balance])?;
         for (month, amount) in &charged.months {
-            tx.prepare_cached(
-                "INSERT INTO account_months (account, month, charged) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (account, month) DO UPDATE SET charged = charged + ?3",
-            )?
-            .execute(params![account, month.0, amount])?;
+            of_month.execute(params![account, month.0, amount])?;
         }
     }
     Ok(())
 }
 
-/// An account as the database has it; rows on their way are not in it yet.
-pub fn standing(connection: &Connection, account: &str, month: MonthIndex) -> store::Result<Standing> {
-    let known = Known::read(connection, account, month)?;
-    Ok(Standing { balance: known.balance(), used_this_month: Credits(known.months[0].1) })
-}
-
 /// Ids of the accounts that were granted or charged anything, in order, behind `after`, `limit` of them.
 pub fn ids(connection: &Connection, after: &str, limit: usize) -> store::Result<Vec<String>> {
-    let mut ids = connection.prepare_cached("SELECT id FROM accounts WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+    let mut ids = connection.prepare_cached(
+        "SELECT id FROM accounts WHERE id > ?1 UNION SELECT account FROM unrolled WHERE account > ?1 AND charge <> 0 ORDER BY 1 LIMIT ?2",
+    )?;
     let ids = ids.query_map(params![after, i64::try_from(limit).unwrap_or(i64::MAX)], |row| row.get(0))?;
     Ok(ids.collect::<rusqlite::Result<_>>()?)
 }
@@ -129,7 +124,8 @@ pub fn verify(connection: &Connection) -> store::Result<Vec<String>> {
     let mut balances = connection.prepare(
         "SELECT id, granted, charged,
             (SELECT sum(amount) FROM grants WHERE account = accounts.id),
-            (SELECT coalesce(sum(charge), 0) FROM ledger WHERE account = accounts.id AND reserved IS NOT NULL)
+            (SELECT coalesce(sum(charge), 0) FROM ledger
+             WHERE account = accounts.id AND reserved IS NOT NULL AND id <= (SELECT through FROM rolled))
          FROM accounts",
     )?;
     let mut rows = balances.query([])?;
@@ -141,7 +137,8 @@ pub fn verify(connection: &Connection) -> store::Result<Vec<String>> {
         }
     }
     let (months, all): (i64, i64) = connection.query_row(
-        "SELECT (SELECT coalesce(sum(charged), 0) FROM account_months), (SELECT coalesce(sum(charge), 0) FROM ledger)",
+        "SELECT (SELECT coalesce(sum(charged), 0) FROM months_charged),
+            (SELECT coalesce(sum(charge), 0) FROM ledger WHERE id <= (SELECT through FROM rolled))",
         [],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
@@ -168,16 +165,15 @@ fn three(row: &rusqlite::Row<'_>) -> rusqlite::Result<(i64, i64, i64)> {
 impl Accounts {
     /// Every account with its balance and what this month and the last have cost.
     pub(crate) fn load(store: &Store, now_ms: u64) -> store::Result<Accounts> {
-        let accounts = Accounts { entries: papaya::HashMap::new(), flush: Mutex::new(()) };
+        let accounts = Accounts { entries: papaya::HashMap::new(), ahead: Mutex::default() };
         let month = MonthIndex::of_ms(now_ms);
-        store.read(|connection| {
-            let tx = connection.unchecked_transaction()?;
-            let mut ids = tx.prepare("SELECT id FROM accounts UNION SELECT account FROM account_months WHERE month >= ?")?;
+        accounts.flushing().rolled_up(store, |connection| {
+            let mut ids = connection.prepare("SELECT id FROM accounts UNION SELECT account FROM months_charged WHERE month >= ?")?;
             let mut found = ids.query([month.0.saturating_sub(1)])?;
             let entries = accounts.entries.pin();
             while let Some(row) = found.next()? {
                 let id: Arc<str> = row.get(0)?;
-                let entry = Entry::restored(Known::read(&tx, &id, month)?);
+                let entry = Entry::restored(Known::read(connection, &id, month)?);
                 entries.insert(id, Arc::new(entry));
             }
             Ok(())
@@ -198,45 +194,73 @@ impl Accounts {
         }
     }
 
-    /// Takes in what the database has of an account and this process did not put there. Blocking: it waits for rows that are
-    /// being stored. A
-    /// [`Follower`](store::follow::Follower) calls it for every change.
-    pub fn refresh(&self, store: &Store, id: &str, now_ms: u64) -> store::Result<()> {
+    /// Takes in what the database has of some accounts and this process did not put there. Blocking: it waits for rows that are
+    /// being stored, and rolls them up. A [`Follower`](store::follow::Follower) calls it for every change.
+    pub fn refresh<I: AsRef<str>>(&self, store: &Store, ids: &[I], now_ms: u64) -> store::Result<()> {
         let month = MonthIndex::of_ms(now_ms);
-        let _flushing = self.flush.lock();
-        let found = store.read(|connection| {
-            let tx = connection.unchecked_transaction()?;
-            Known::read(&tx, id, month)
-        })?;
-        self.entry(id).take_in(found);
+        for ids in ids.chunks(REFRESHED_AT_ONCE) {
+            let mut flushing = self.flushing();
+            let read = |connection: &Connection| ids.iter().map(|id| Known::read(connection, id.as_ref(), month)).collect();
+            let found: Vec<Known> = flushing.rolled_up(store, read)?;
+            ids.iter().zip(found).for_each(|(id, found)| self.entry(id.as_ref()).take_in(found));
+        }
         Ok(())
     }
 
     /// [`Accounts::refresh`] for all of them: the change log was lost.
     pub fn refresh_all(&self, store: &Store, now_ms: u64) -> store::Result<()> {
-        let ids: Vec<String> = store.read(|connection| {
+        let ids: Vec<String> = self.flushing().rolled_up(store, |connection| {
             let mut ids = connection.prepare("SELECT id FROM accounts")?;
             Ok(ids.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
         })?;
-        ids.iter().try_for_each(|id| self.refresh(store, id, now_ms))
+        self.refresh(store, &ids, now_ms)
     }
 
     /// To be held while rows are stored.
     pub(crate) fn flushing(&self) -> Flushing<'_> {
-        Flushing(self.flush.lock())
+        Flushing { accounts: self, ahead: self.ahead.lock() }
     }
+}
 
-    /// Rows of this process were stored: its balances have these charges already.
-    pub(crate) fn flushed(&self, flushing: Flushing<'_>, charges: &Charges) {
+impl Flushing<'_> {
+    /// Rows of this process were stored, by their ids: its balances have these charges already.
+    pub(crate) fn stored<'r>(&mut self, rows: impl Iterator<Item = (i64, &'r Row)>, charges: &Charges) {
+        rows.for_each(|(id, row)| self.ahead.add(id, row));
         for (id, charged) in charges {
-            let entry = self.entry(id);
+            let entry = self.accounts.entry(id);
             let mut known = entry.known.lock();
             known.charged = known.charged.saturating_add(charged.from_balance);
             for (month, amount) in &charged.months {
                 known.add_to_month(*month, *amount);
             }
         }
-        drop(flushing.0);
+    }
+
+    /// More rows should not wait for a roll-up.
+    pub(crate) fn is_full(&self) -> bool {
+        self.ahead.is_full()
+    }
+
+    /// Brings the roll-ups, and with them the accounts, up to the last row.
+    pub(crate) fn roll(&mut self, store: &Store) -> store::Result<()> {
+        self.rolled_up(store, |_| Ok(()))
+    }
+
+    /// Asks the database when every row in it is rolled up. If that fails, the rows are read from the ledger the next time.
+    fn rolled_up<T>(&mut self, store: &Store, ask: impl Fn(&Connection) -> store::Result<T>) -> store::Result<T> {
+        let ask_when_done = |connection: &Connection| {
+            let tx = connection.unchecked_transaction()?;
+            rollup::is_done(&tx)?.then(|| ask(&tx)).transpose()
+        };
+        if let Some(answer) = store.read(ask_when_done)? {
+            return Ok(answer);
+        }
+        let ahead = std::mem::take(&mut *self.ahead);
+        store.write(|tx| {
+            rollup::roll(tx, &ahead)?;
+            // In the same transaction: another process may store rows at any time.
+            ask(tx)
+        })
     }
 }
 
@@ -250,7 +274,11 @@ impl Mirror for Accounts {
     }
 
     fn refresh(&self, store: &Store, id: &str) -> store::Result<()> {
-        Accounts::refresh(self, store, id, store::now_ms())
+        self.refresh_each(store, &[id])
+    }
+
+    fn refresh_each(&self, store: &Store, ids: &[&str]) -> store::Result<()> {
+        Accounts::refresh(self, store, ids, store::now_ms())
     }
 }
 
@@ -306,7 +334,7 @@ impl Known {
         let mut months = [(month, 0), (MonthIndex(month.0.saturating_sub(1)), 0)];
         for (month, sum) in &mut months {
             *sum = connection
-                .prepare_cached("SELECT charged FROM account_months WHERE account = ? AND month = ?")?
+                .prepare_cached("SELECT charged FROM months_charged WHERE account = ? AND month = ?")?
                 .query_row(params![id, month.0], |row| row.get(0))
                 .optional()?
                 .unwrap_or(0);

@@ -28,6 +28,12 @@ pub fn first_day_of_month(month: MonthIndex) -> i64 {
     day_of_date(Date { year: i64::from(month.0 / 12), month: month.0 % 12 + 1, day: 1 })
 }
 
+/// The month of a day since 1970-01-01.
+pub fn month_of_day(day: i64) -> MonthIndex {
+    let Date { year, month, .. } = date_of_day(day);
+    MonthIndex(u32::try_from(year * 12 + i64::from(month) - 1).unwrap_or(0))
+}
+
 /// The date of a day since 1970-01-01 (proleptic Gregorian; the 400-year cycle has 146,097 days).
 pub fn date_of_day(day: i64) -> Date {
     // Years are counted from March, so that the leap day is the last of its year.

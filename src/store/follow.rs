@@ -18,6 +18,10 @@ pub trait Mirror: Send + Sync {
     fn reload(&self, store: &Store) -> Result<()>;
     /// Loads one changed row. Blocking.
     fn refresh(&self, store: &Store, id: &str) -> Result<()>;
+    /// Loads several, all that can be loaded even if one cannot. Blocking.
+    fn refresh_each(&self, store: &Store, ids: &[&str]) -> Result<()> {
+        ids.iter().fold(Ok(()), |so_far, id| so_far.and(self.refresh(store, id)))
+    }
     /// Called after every poll, for what goes the other way (times of last use). Decides by the clock whether it is due; the
     /// last time of all it is told the end of time, so that everything is.
     fn tick(&self, _store: &Store, _now_ms: u64) -> Result<()> {
@@ -85,9 +89,11 @@ fn poll(store: &Store, mirrors: &[Arc<dyn Mirror>], since: i64, now_ms: u64) -> 
     let until = match store.changes_since(since)? {
         Changes::Rows { rows, until } => {
             let mut failed = Ok(());
-            for change in rows {
-                for mirror in mirrors.iter().filter(|mirror| mirror.topic() == change.topic) {
-                    failed = failed.and(mirror.refresh(store, &change.id));
+            // In their order: an account's first credits are there before the key that came with them.
+            for run in rows.chunk_by(|one, next| one.topic == next.topic) {
+                let ids: Vec<_> = run.iter().map(|change| change.id.as_str()).collect();
+                for mirror in mirrors.iter().filter(|mirror| mirror.topic() == run[0].topic) {
+                    failed = failed.and(mirror.refresh_each(store, &ids));
                 }
             }
             failed.map(|()| until)?

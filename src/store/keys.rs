@@ -416,9 +416,8 @@ mod tests {
         create(&store, &named(None), ACTOR, 5).unwrap();
         let budgets: Vec<bool> = list(&store, 5).unwrap().into_iter().map(|key| key.has_budget).collect();
         assert_eq!(budgets.iter().filter(|has| **has).count(), 1);
-        let month = crate::engine::budget::MonthIndex::default();
-        let standing = store.read(|connection| accounts::standing(connection, "shop", month)).unwrap();
-        assert_eq!(standing.balance, Credits::parse("12.5").ok());
+        let balances = accounts::Accounts::load(&store, 5).unwrap().of("shop").balances(crate::engine::budget::MonthIndex::default());
+        assert_eq!(balances.balance, Credits::parse("12.5").ok());
     }
 
     #[test]

@@ -27,8 +27,11 @@ CREATE TABLE changes (
 ";
 
 /// The schema, version by version.
-const MIGRATIONS: &[&[&str]] =
-    &[&[CHANGES, keys::TABLES, vault::TABLES, audit::TABLES, ledger::TABLES, accounts::TABLES], &[ledger::THROUGH]];
+const MIGRATIONS: &[&[&str]] = &[
+    &[CHANGES, keys::TABLES, vault::TABLES, audit::TABLES, ledger::TABLES, accounts::TABLES],
+    &[ledger::THROUGH],
+    &[ledger::CHARGED_LATER],
+];
 
 /// The store. Cheap to clone; the file is closed with the last clone.
 #[derive(Debug, Clone)]
@@ -215,6 +218,49 @@ mod tests {
             })
             .unwrap();
         assert_eq!(found, (7, 0));
+    }
+
+    #[test]
+    fn what_an_older_version_charged_is_not_charged_again() {
+        use crate::engine::budget::MonthIndex;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weir.db");
+        let old = Connection::open(&path).unwrap();
+        MIGRATIONS[..2].iter().flat_map(|version| *version).for_each(|part| old.execute_batch(part).unwrap());
+        // Three rows, the first of them rolled up: two of November and one of December 2026, the last without a budget.
+        let (november, december) = (1_796_083_199_999_u64, 1_796_083_200_000_u64);
+        let zeros = vec!["0"; ledger::store_rows::ROW_COLUMNS_COUNT - 22].join(", ");
+        for (id, started_ms, reserved, charge) in [(1, november, "9", 5), (2, november, "9", 7), (3, december, "NULL", 11)] {
+            let row = format!(
+                "{id}, 'r{id}', 1, {id}, {started_ms}, 'acme', 'k', 'm', NULL, NULL, NULL, {reserved}, 'm', 'p', 0, 1, 0, 200, 0, 0,
+                 NULL, 0, {charge}, NULL, 1, {zeros}"
+            );
+            old.execute_batch(&format!("INSERT INTO ledger VALUES ({row})")).unwrap();
+        }
+        let months = [MonthIndex::of_ms(november).0, MonthIndex::of_ms(december).0];
+        old.execute_batch(&format!(
+            "INSERT INTO accounts VALUES ('acme', 100, 12);
+             INSERT INTO grants VALUES (NULL, 'acme', 100, '', 0);
+             INSERT INTO account_months VALUES ('acme', {}, 12), ('acme', {}, 11);
+             INSERT INTO totals (day, account, key_id, model, provider, level, {sums})
+                SELECT day, account, key_id, model, provider, level, {sums} FROM unrolled WHERE charge = 5
+                UNION ALL SELECT day, '', '', model, provider, level, {sums} FROM unrolled WHERE charge = 5;
+             UPDATE rolled SET through = 1; PRAGMA user_version = 2",
+            months[0],
+            months[1],
+            sums = ledger::rollup::ROLLUP_SUMS.join(", "),
+        ))
+        .unwrap();
+        let store = Store::open(&format!("sqlite:{}", path.display())).unwrap();
+        // A server that still runs cannot charge rows that this one will charge.
+        assert!(old.execute_batch("UPDATE account_months SET charged = charged + 1").is_err());
+        let sums = |query: &str| store.read(|connection| Ok(connection.query_row(query, [], |row| row.get::<_, String>(0))?)).unwrap();
+        let charged = "SELECT (SELECT charged FROM accounts) || ' ' || group_concat(charged) FROM (SELECT charged FROM months_charged ORDER BY month)";
+        assert_eq!(sums(charged), "5 5,0");
+        let balances = accounts::Accounts::load(&store, december).unwrap().of("acme").balances(MonthIndex(months[1]));
+        assert_eq!((balances.balance.map(|balance| balance.0), balances.used_this_month.0), (Some(88), 11));
+        assert_eq!(sums(charged), "12 12,11");
+        assert_eq!(store.read(accounts::verify).unwrap(), Vec::<String>::new());
     }
 
     #[test]

@@ -1,25 +1,27 @@
-//! Roll-ups (the table `totals`): sums of the ledger's rows by day, account, key, model, provider and level.
+//! Roll-ups: sums of the ledger's rows by day, account, key, model, provider and level (the table `totals`), and what each account
+//! was charged ([`accounts`](store::accounts)).
 //!
 //! A row is in the ledger a tenth of a second after its request; its sums go into the roll-ups with those of ten seconds, because a
 //! cell then takes many rows at once: where requests are spread over thousands of models or keys, a tenth of a second has nearly as
-//! many cells as rows, and a cell costs twice what a row does. `rolled.through` is the last row that is in the roll-ups. Those
-//! behind it are read from the ledger by whoever asks (the view `unrolled`), so no answer lacks any, and whichever process rolls
-//! next finds them there, after a crash as well.
+//! many cells as rows, each on another page, and a page costs more than a row does. `rolled.through` is the last row that is in the
+//! roll-ups. Those behind it are read from the ledger by whoever asks (the view `unrolled`), or rolled up first where an account is
+//! looked at, so no answer lacks any, and whichever process rolls next finds them there, after a crash as well.
 
-use super::store_rows::{ROW_COLUMNS, cost_of, integer, read_row};
+use super::store_rows::{self, Charges, ROW_COLUMNS, cost_of, integer, read_row};
 use super::{BATCH_ROWS, End, Row};
 use crate::engine::usage::Bucket;
 use crate::store::{self, calendar};
-use rusqlite::{Transaction, params, params_from_iter, types::Value};
+use rusqlite::{Connection, Transaction, params};
 use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 /// How often rows go into the roll-ups.
 pub(super) const ROLL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Cells that are summed in memory before they go into the roll-ups ahead of time: 8 MB, and a fifth of a second of the database's time.
-pub(super) const CELLS_MAX: usize = 16_384;
+/// Cells that are summed in memory before they go into the roll-ups ahead of time: 50 MB, and a second of the database's time.
+pub(super) const CELLS_MAX: usize = 131_072;
 
 /// What came after [`TABLES`](super::TABLES). The sums have another name than there: a server of the version before, which still
 /// runs while this one takes over, would add its rows itself, and they would be added again. So it cannot store them; they stay in
@@ -35,6 +37,22 @@ CREATE VIEW unrolled AS SELECT
     first_event_ms IS NOT NULL AS first_events, duration_ms, input, image_input, audio_input, cached_input, cached_audio_input,
     cache_write_5m, cache_write_1h, output, reasoning, audio_output, image_output, milliseconds, images, requests, web_searches
     FROM ledger WHERE id > (SELECT through FROM rolled);
+";
+
+/// What came after [`THROUGH`]: accounts are charged with the roll-ups, too. What had been charged for rows that are not rolled up
+/// is taken back, and charged with them. The months have another name than before, so that a server of the version before, which
+/// charged at once, cannot store its rows: they are stored from its journal, as above.
+pub const CHARGED_LATER: &str = "
+ALTER TABLE account_months RENAME TO months_charged;
+CREATE TEMP TABLE early AS SELECT account,
+    strftime('%Y', started_ms / 1000, 'unixepoch') * 12 + strftime('%m', started_ms / 1000, 'unixepoch') - 1 AS month, charge,
+    CASE WHEN reserved IS NULL THEN 0 ELSE charge END AS from_balance FROM ledger WHERE id > (SELECT through FROM rolled);
+UPDATE accounts SET charged = charged - early.charge FROM
+    (SELECT account, sum(from_balance) AS charge FROM early GROUP BY account) AS early WHERE id = early.account;
+UPDATE months_charged SET charged = charged - early.charge FROM
+    (SELECT account, month, sum(charge) AS charge FROM early GROUP BY account, month) AS early
+    WHERE months_charged.account = early.account AND months_charged.month = early.month;
+DROP TABLE early;
 ";
 
 const KEYS: [&str; 6] = ["day", "account", "key_id", "model", "provider", "level"];
@@ -70,6 +88,9 @@ pub(crate) const ROLLUP_SUMS: [&str; 12 + Bucket::ALL.len()] = [
     "web_searches",
 ];
 
+/// The place of `charge` in [`ROLLUP_SUMS`].
+const CHARGE: usize = 8;
+
 static ADD: LazyLock<String> = LazyLock::new(|| {
     let columns = KEYS.iter().chain(&ROLLUP_SUMS).copied().collect::<Vec<_>>().join(", ");
     let marks = vec!["?"; KEYS.len() + ROLLUP_SUMS.len()].join(", ");
@@ -81,8 +102,15 @@ static READ: LazyLock<String> = LazyLock::new(|| format!("SELECT id, {ROW_COLUMN
 
 type Sums = [i64; ROLLUP_SUMS.len()];
 
-/// Sums by what they are about.
-type Cells<K> = FxHashMap<K, Sums>;
+/// Sums of some rows, and what of their charges was taken from the account's balance.
+#[derive(Debug)]
+struct Cell {
+    sums: Sums,
+    from_balance: i64,
+}
+
+/// Sums by what they are about. In boxes: a hash table has twice the places that it uses.
+type Cells = FxHashMap<Owned, Box<Cell>>;
 /// Day, model, provider and level: a cell of all accounts and keys.
 type Common = (i64, Option<Arc<str>>, Option<Arc<str>>, Option<Arc<str>>);
 /// Account, key, and the rest: a cell of one key.
@@ -90,15 +118,15 @@ type Owned = (Arc<str>, Arc<str>, Common);
 
 /// Sums of the rows that this process stored since it last rolled, so that they need not be read again.
 #[derive(Debug, Default)]
-pub(super) struct Ahead {
-    cells: Cells<Owned>,
+pub(crate) struct Ahead {
+    cells: Cells,
     first: i64,
     rows: i64,
 }
 
 impl Ahead {
     /// A row that was stored as `id`, and committed.
-    pub(super) fn add(&mut self, id: i64, row: &Row) {
+    pub(crate) fn add(&mut self, id: i64, row: &Row) {
         if self.rows == 0 {
             self.first = id;
         }
@@ -106,8 +134,8 @@ impl Ahead {
         add_row(&mut self.cells, row);
     }
 
-    /// It has as many cells as it may have.
-    pub(super) fn is_full(&self) -> bool {
+    /// It has as many cells as it may have ([`CELLS_MAX`]).
+    pub(crate) fn is_full(&self) -> bool {
         self.cells.len() >= CELLS_MAX
     }
 
@@ -117,11 +145,22 @@ impl Ahead {
     }
 }
 
-/// Adds the rows that are in no roll-up yet: from `ahead`, if it has just these, else from the ledger.
-pub(super) fn roll(tx: &Transaction<'_>, ahead: &Ahead) -> store::Result<()> {
-    let (mut through, last): (i64, i64) = tx
+/// The last row that is in the roll-ups, and the last there is.
+fn marks(connection: &Connection) -> store::Result<(i64, i64)> {
+    Ok(connection
         .prepare_cached("SELECT through, (SELECT coalesce(max(id), 0) FROM ledger) FROM rolled")?
-        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?)
+}
+
+/// Every row is in the roll-ups.
+pub(crate) fn is_done(connection: &Connection) -> store::Result<bool> {
+    let (through, last) = marks(connection)?;
+    Ok(through == last)
+}
+
+/// Adds the rows that are in no roll-up yet: from `ahead`, if it has just these, else from the ledger.
+pub(crate) fn roll(tx: &Transaction<'_>, ahead: &Ahead) -> store::Result<()> {
+    let (mut through, last) = marks(tx)?;
     if through == last {
         return Ok(());
     }
@@ -143,34 +182,37 @@ pub(super) fn roll(tx: &Transaction<'_>, ahead: &Ahead) -> store::Result<()> {
     Ok(())
 }
 
-fn add(tx: &Transaction<'_>, cells: &Cells<Owned>) -> store::Result<()> {
-    let mut everyone: Cells<&Common> = Cells::default();
+fn add(tx: &Transaction<'_>, cells: &Cells) -> store::Result<()> {
+    let mut everyone: BTreeMap<&Common, Sums> = BTreeMap::new();
+    let mut charges = Charges::default();
     let mut statement = tx.prepare_cached(&ADD)?;
     let mut upsert = |account: &str, key_id: &str, common: &Common, sums: &Sums| {
         let (day, model, provider, level) = common;
-        let text = |text: &Option<Arc<str>>| text.as_deref().unwrap_or("").to_owned();
-        let keys = [account.to_owned(), key_id.to_owned(), text(model), text(provider), text(level)];
-        let values = std::iter::once(Value::Integer(*day))
-            .chain(keys.into_iter().map(Value::Text))
-            .chain(sums.iter().map(|sum| Value::Integer(*sum)));
-        statement.execute(params_from_iter(values))
+        let [model, provider, level] = [model, provider, level].map(|text| text.as_deref().unwrap_or(""));
+        statement.raw_bind_parameter(1, day)?;
+        for (place, text) in [account, key_id, model, provider, level].into_iter().enumerate() {
+            statement.raw_bind_parameter(2 + place, text)?;
+        }
+        for (place, sum) in sums.iter().enumerate() {
+            statement.raw_bind_parameter(1 + KEYS.len() + place, sum)?;
+        }
+        statement.raw_execute()
     };
     // In the order of the table, so that a page of it is sought once.
     let mut cells: Vec<_> = cells.iter().collect();
     cells.sort_unstable_by_key(|((account, key_id, common), _)| (common.0, account, key_id));
-    for ((account, key_id, common), sums) in cells {
-        upsert(account, key_id, common, sums)?;
-        add_sums(everyone.entry(common).or_insert([0; ROLLUP_SUMS.len()]), sums);
+    for ((account, key_id, common), cell) in cells {
+        upsert(account, key_id, common, &cell.sums)?;
+        add_sums(everyone.entry(common).or_insert([0; ROLLUP_SUMS.len()]), &cell.sums);
+        store_rows::add_charge(&mut charges, account, calendar::month_of_day(common.0), cell.sums[CHARGE], cell.from_balance);
     }
-    let mut everyone: Vec<_> = everyone.into_iter().collect();
-    everyone.sort_unstable_by_key(|(common, _)| *common);
     for (common, sums) in everyone {
         upsert("", "", common, &sums)?;
     }
-    Ok(())
+    store::accounts::charge(tx, &charges)
 }
 
-fn add_row(cells: &mut Cells<Owned>, row: &Row) {
+fn add_row(cells: &mut Cells, row: &Row) {
     let Row { facts, outcome } = row;
     let common = (calendar::day_of(facts.started_ms), outcome.model.clone(), outcome.provider.clone(), facts.level.clone());
     let is = |end: End| i64::from(outcome.end == end);
@@ -192,7 +234,10 @@ fn add_row(cells: &mut Cells<Owned>, row: &Row) {
     for (value, count) in values.iter_mut().zip(head.into_iter().chain(outcome.usage.counts().map(integer))) {
         *value = count;
     }
-    add_sums(cells.entry((facts.account.clone(), facts.key_id.clone(), common)).or_insert([0; ROLLUP_SUMS.len()]), &values);
+    let owned = (facts.account.clone(), facts.key_id.clone(), common);
+    let cell = cells.entry(owned).or_insert_with(|| Box::new(Cell { sums: [0; ROLLUP_SUMS.len()], from_balance: 0 }));
+    add_sums(&mut cell.sums, &values);
+    cell.from_balance = cell.from_balance.saturating_add(store_rows::from_balance(row));
 }
 
 fn add_sums(sums: &mut Sums, more: &Sums) {

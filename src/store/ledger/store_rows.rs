@@ -1,4 +1,4 @@
-//! Rows into the database: the ledger, the balances and the outboxes in one transaction, each row once. The roll-ups follow ([`rollup`](super::rollup)).
+//! Rows into the database: the ledger and the outboxes in one transaction, each row once. Sums and balances follow ([`rollup`](super::rollup)).
 
 use super::codec::source_from_number;
 use super::{End, Facts, Outcome, Pending, Row, Sink};
@@ -7,7 +7,7 @@ use crate::engine::money::{Credits, Usd};
 use crate::engine::usage::{Bucket, Usage};
 use crate::store::{self, Store, Topic};
 use rusqlite::{CachedStatement, OptionalExtension, Transaction, params};
-use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::{Arc, LazyLock};
 
@@ -139,8 +139,8 @@ pub(super) struct Stored {
     pub(super) charges: Charges,
 }
 
-/// Charges by account.
-pub(crate) type Charges = FxHashMap<Arc<str>, Charged>;
+/// Charges by account, in the order of the accounts' table.
+pub(crate) type Charges = BTreeMap<Arc<str>, Charged>;
 
 /// What one account was charged by a batch of rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -173,9 +173,9 @@ pub(super) fn store(tx: &Transaction<'_>, rows: &[Pending], sinks: &[Sink], tell
                 ])?;
             }
         }
-        add_charge(&mut stored.charges, &pending.row);
+        let Row { facts, outcome } = &pending.row;
+        add_charge(&mut stored.charges, &facts.account, MonthIndex::of_ms(facts.started_ms), outcome.charge.0, from_balance(&pending.row));
     }
-    store::accounts::charge(tx, &stored.charges)?;
     if tell {
         for account in stored.charges.keys() {
             store::changed(tx, Topic::Account, account)?;
@@ -258,19 +258,18 @@ impl<'tx> Insertion<'tx> {
     }
 }
 
-fn add_charge(charges: &mut Charges, row: &Row) {
-    let charge = row.outcome.charge.0;
+/// What of a row's charge was taken from the account's balance, nano-credits.
+pub(super) fn from_balance(row: &Row) -> i64 {
+    if row.facts.reserved.is_some() { row.outcome.charge.0 } else { 0 }
+}
+
+/// Adds what some rows of one month were charged; nothing where they cost nothing.
+pub(super) fn add_charge(charges: &mut Charges, account: &Arc<str>, month: MonthIndex, charge: i64, from_balance: i64) {
     if charge == 0 {
         return;
     }
-    if !charges.contains_key(&row.facts.account) {
-        charges.insert(row.facts.account.clone(), Charged::default());
-    }
-    let Some(charged) = charges.get_mut(&row.facts.account) else { return };
-    if row.facts.reserved.is_some() {
-        charged.from_balance = charged.from_balance.saturating_add(charge);
-    }
-    let month = MonthIndex::of_ms(row.facts.started_ms);
+    let charged = charges.entry(account.clone()).or_default();
+    charged.from_balance = charged.from_balance.saturating_add(from_balance);
     match charged.months.iter_mut().find(|(at, _)| *at == month) {
         Some((_, sum)) => *sum = sum.saturating_add(charge),
         None => charged.months.push((month, charge)),

@@ -1,7 +1,8 @@
 //! The two threads behind the ledger: one stores rows, one makes writes safe against power loss and tidies up.
 
-use super::rollup::{self, Ahead, ROLL_INTERVAL};
+use super::rollup::ROLL_INTERVAL;
 use super::{BATCH_INTERVAL, BATCH_ROWS, Inner, Pending, recover, store_rows};
+use crate::store::accounts::Flushing;
 use crate::store::journal::SYNC_INTERVAL;
 use std::io;
 use std::sync::Arc;
@@ -34,12 +35,10 @@ pub(super) fn spawn(inner: &Arc<Inner>) -> io::Result<Vec<JoinHandle<()>>> {
 
 fn run_batches(inner: &Inner) {
     let mut backlog = Vec::new();
-    let mut ahead = Ahead::default();
-    // At once, for rows that a process before this one left.
-    let mut roll_due = Instant::now();
+    let mut roll_due = Instant::now() + ROLL_INTERVAL;
     while let Some(round) = inner.batches.begin(BATCH_INTERVAL) {
         collect(inner, &mut backlog);
-        if store_backlog(inner, &mut backlog, &mut ahead) {
+        if store_backlog(inner, &mut backlog) {
             round.done();
         } else {
             round.failed();
@@ -47,17 +46,17 @@ fn run_batches(inner: &Inner) {
         }
         if Instant::now() >= roll_due {
             roll_due = Instant::now() + ROLL_INTERVAL;
-            roll(inner, &mut ahead);
+            roll(inner, inner.accounts.flushing());
         }
     }
     for _ in 0..SHUTDOWN_ATTEMPTS {
         collect(inner, &mut backlog);
-        if store_backlog(inner, &mut backlog, &mut ahead) {
+        if store_backlog(inner, &mut backlog) {
             break;
         }
         std::thread::sleep(RETRY_INTERVAL);
     }
-    roll(inner, &mut ahead);
+    roll(inner, inner.accounts.flushing());
     if let Some(shard) = inner.closed.first() {
         // Rows that are left keep their segments: the journal stays for the next start.
         shard.lock().append(&mut backlog);
@@ -76,25 +75,23 @@ fn collect(inner: &Inner, backlog: &mut Vec<Pending>) {
 }
 
 /// Stores everything, batch by batch; `false`: the database did not take it and the rest is kept.
-fn store_backlog(inner: &Inner, backlog: &mut Vec<Pending>, ahead: &mut Ahead) -> bool {
+fn store_backlog(inner: &Inner, backlog: &mut Vec<Pending>) -> bool {
     while !backlog.is_empty() {
         let count = backlog.len().min(BATCH_ROWS);
         let tell = inner.shared.load(Ordering::Relaxed);
         // Balances in memory and in the database are compared under the same lock (`Accounts::refresh`).
-        let flushing = inner.accounts.flushing();
+        let mut flushing = inner.accounts.flushing();
         let written = inner.store.write(|tx| store_rows::store(tx, &backlog[..count], &inner.settings.sinks, tell));
         match written {
             Ok(stored) => {
-                inner.accounts.flushed(flushing, &stored.charges);
-                inner.store_stuck.store(false, Ordering::Relaxed);
                 // Now that they are committed: what was taken back is in no sum.
-                for (pending, id) in backlog.iter().zip(&stored.inserted) {
-                    id.inspect(|id| ahead.add(*id, &pending.row));
-                }
+                let inserted = backlog.iter().zip(&stored.inserted).filter_map(|(pending, id)| Some(((*id)?, &pending.row)));
+                flushing.stored(inserted, &stored.charges);
+                inner.store_stuck.store(false, Ordering::Relaxed);
                 inner.stored.lock().extend(backlog.drain(..count).flat_map(|pending| pending.segments).flatten());
                 inner.pending.fetch_sub(count, Ordering::Relaxed);
-                if ahead.is_full() {
-                    roll(inner, ahead);
+                if flushing.is_full() {
+                    roll(inner, flushing);
                 }
             }
             Err(error) => {
@@ -109,12 +106,10 @@ fn store_backlog(inner: &Inner, backlog: &mut Vec<Pending>, ahead: &mut Ahead) -
 }
 
 /// Brings the roll-ups up to the last row. Nothing waits for it: what cannot be done now is done the next time.
-fn roll(inner: &Inner, ahead: &mut Ahead) {
-    if let Err(error) = inner.store.write(|tx| rollup::roll(tx, ahead)) {
+fn roll(inner: &Inner, mut flushing: Flushing<'_>) {
+    if let Err(error) = flushing.roll(&inner.store) {
         log::warn!("ledger: the roll-ups wait: {error}");
     }
-    // What was not taken is read from the ledger then.
-    *ahead = Ahead::default();
 }
 
 fn run_syncs(inner: &Inner) {

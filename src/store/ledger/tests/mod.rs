@@ -5,7 +5,7 @@ use super::row::tests::full_row;
 use super::*;
 use crate::engine::budget::{MonthIndex, Terms};
 use crate::engine::money::{Credits, Usd};
-use crate::store::accounts::{self, grant, standing};
+use crate::store::accounts::{self, grant};
 use crate::store::journal::RECORD_BYTES_MAX;
 use std::path::Path;
 
@@ -50,7 +50,7 @@ fn assert_consistent(store: &Store) {
 }
 
 fn balance(store: &Store, account: &str) -> Option<i64> {
-    store.read(|connection| standing(connection, account, MonthIndex(0))).unwrap().balance.map(|balance| balance.0)
+    Accounts::load(store, 0).unwrap().of(account).balances(MonthIndex(0)).balance.map(|balance| balance.0)
 }
 
 /// A copy of everything on disk at this moment, as a killed process would leave it.
@@ -150,6 +150,41 @@ fn two_requests_with_one_id_are_two_rows() {
 }
 
 #[test]
+fn accounts_are_charged_with_the_roll_ups_and_by_whoever_comes_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    store.write(|tx| grant(tx, "acme", Credits(500), "first", 1)).unwrap();
+    let ledger = Ledger::start(&store, settings()).unwrap();
+    write(&ledger, row("r1", "acme", 40));
+    write(&ledger, row("r2", "other", 2));
+    assert!(ledger.flush());
+    let charged = |store: &Store| -> (i64, i64) {
+        let query = "SELECT coalesce(sum(charged), 0), (SELECT count(*) FROM unrolled) FROM accounts";
+        store.read(|connection| Ok(connection.query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?)))?)).unwrap()
+    };
+    assert_eq!(charged(&store), (0, 2));
+    assert_eq!(store.read(|connection| accounts::ids(connection, "", 9)).unwrap(), ["acme", "other"]);
+    assert_eq!(store.read(|connection| accounts::ids(connection, "acme", 9)).unwrap(), ["other"]);
+    assert_eq!(store.read(|connection| accounts::ids(connection, "", 1)).unwrap(), ["acme"]);
+    assert_consistent(&store);
+    // Killed now: the next process charges before it reads the balances.
+    let crashed = image(&store);
+    let left = store_in(crashed.path());
+    assert_eq!(charged(&left), (0, 2));
+    let next = Ledger::start(&left, settings()).unwrap();
+    assert_eq!(charged(&left), (42, 0));
+    assert_eq!(next.accounts().of("acme").balances(MonthIndex(0)).balance, Some(Credits(460)));
+    assert_consistent(&left);
+    next.shutdown();
+    // What another process rolled up meanwhile is not charged again by the one that stored it.
+    assert_eq!(balance(&store, "acme"), Some(460));
+    write(&ledger, row("r3", "acme", 1));
+    ledger.shutdown();
+    assert_eq!(charged(&store), (43, 0));
+    assert_consistent(&store);
+}
+
+#[test]
 fn balances_follow_grants_and_rows() {
     let folder = tempfile::tempdir().unwrap();
     let store = store_in(folder.path());
@@ -166,7 +201,7 @@ fn balances_follow_grants_and_rows() {
     let other = store_in(folder.path());
     other.write(|tx| grant(tx, "acme", Credits(500), "first", 1)).unwrap();
     let now_ms = full_row("").facts.started_ms;
-    ledger.accounts().refresh(&store, "acme", now_ms).unwrap();
+    ledger.accounts().refresh(&store, &["acme"], now_ms).unwrap();
     let account = ledger.accounts().of("acme");
     let memory = || account.balances(month).balance.map(|balance| balance.0);
     assert_eq!((memory(), balance(&store, "acme")), (Some(500), Some(500)));
@@ -175,16 +210,16 @@ fn balances_follow_grants_and_rows() {
     let ticket = ledger.open(row("r1", "acme", 0).facts).unwrap();
     let _ = ticket.close(row("r1", "acme", 120).outcome);
     reservation.settle(Credits(120));
-    ledger.accounts().refresh(&store, "acme", now_ms).unwrap();
+    ledger.accounts().refresh(&store, &["acme"], now_ms).unwrap();
     assert!(ledger.flush());
-    ledger.accounts().refresh(&store, "acme", now_ms).unwrap();
+    ledger.accounts().refresh(&store, &["acme"], now_ms).unwrap();
     assert_eq!((memory(), balance(&store, "acme")), (Some(380), Some(380)));
     // Taking credits away, and a charge that another process stored (an old server that drains).
     other.write(|tx| grant(tx, "acme", Credits(-80), "refund", 2)).unwrap();
     let old = Ledger::start(&other, settings()).unwrap();
     write(&old, row("r2", "acme", 40));
     assert!(old.flush());
-    ledger.accounts().refresh(&store, "acme", now_ms).unwrap();
+    ledger.accounts().refresh(&store, &["acme"], now_ms).unwrap();
     assert_eq!((memory(), balance(&store, "acme")), (Some(260), Some(260)));
     assert_eq!(account.balances(month).used_this_month, Credits(1_160));
     assert_consistent(&store);

@@ -77,7 +77,7 @@ impl World {
     }
 
     fn refresh(&self) {
-        self.ledger.accounts().refresh(&self.store, "acme", self.facts().started_ms).unwrap();
+        self.ledger.accounts().refresh(&self.store, &["acme"], self.facts().started_ms).unwrap();
     }
 
     fn step(&mut self, step: Step) {
