@@ -270,8 +270,11 @@ async fn grant(gateway: &Gateway, id: String, grant: Grant, from: String, now_ms
                 accounts::grant(tx, &granted, credits, &note, now_ms)?;
                 Ok(((), format!("{granted}: {credits} credits")))
             })?;
-            // A follower would take it in a moment later; the answer already has it.
-            accounts.refresh(store, &[granted], now_ms)
+            // A follower would take it in a moment later; the answer already has it. Granted it is in any case.
+            if let Err(error) = accounts.refresh(store, &[granted], now_ms) {
+                log::warn!("a grant is not in the balance yet: {error}");
+            }
+            Ok(())
         })
         .await
         .map_err(plain)?;

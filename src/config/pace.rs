@@ -3,7 +3,8 @@
 //! A busy kernel lets even the nicest thread run until the next tick of its clock (4 ms at 250 Hz), and every request on that core waits
 //! for it. A thread that sleeps is off the core at once, and a nice one is back in time for the share that it may have: on Linux
 //! 6.18 pieces of this length had the same 9.5 % of a busy core as work without rests, and none held it for more than a millisecond.
-//! What does not ask for a rest, as the TOML parser, still runs from tick to tick.
+//! What does not ask for a rest, as the TOML parser, runs from tick to tick, or from one beat to the next where there is a metronome
+//! (`proxy/aside.rs`).
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Work beside the requests that must not hold them up: on a thread that is nicer than theirs, and in pieces ([`pace`]) where it says
-//! where it can rest.
+//! Work beside the requests that must not hold them up: on a thread that is nicer than theirs, in pieces ([`pace`]) where it says
+//! where it can rest, and beside a metronome for where it does not.
 
 use crate::config::pace;
 use crate::telemetry::log_lines::{self, Severity};
@@ -12,7 +12,8 @@ use std::time::Duration;
 const NICER: i32 = 10;
 
 /// How often the kernel is made to choose again between such work and a thread of requests that waits behind it. It does so whenever a
-/// thread wakes, else at the ticks of its clock (4 ms at 250 Hz).
+/// thread wakes on that core, else at the ticks of its clock (4 ms at 250 Hz). Where there are other cores with nothing to do it may wake
+/// there, but so may the thread of requests.
 const BEAT: Duration = Duration::from_micros(200);
 
 /// Does `work` on a thread of its own that gives way to the others, and waits for it. Blocking; not for a worker. Where no thread can be

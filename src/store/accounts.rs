@@ -46,6 +46,10 @@ CREATE INDEX grants_by_account ON grants (account);
 /// Accounts that are compared under one lock: some milliseconds in which rows are not stored.
 const REFRESHED_AT_ONCE: usize = 1000;
 
+/// How often rows are rolled up in a transaction of their own before a question is asked in the same one: what takes long to read
+/// should not keep others from writing.
+const ROLLED_BEFORE: u32 = 3;
+
 /// The accounts of this process.
 pub struct Accounts {
     entries: papaya::HashMap<Arc<str>, Arc<Entry>>,
@@ -68,7 +72,8 @@ struct Known {
     months: [(MonthIndex, i64); 2],
 }
 
-/// While this lives, this process stores no rows but its holder's ([`Accounts::flushing`]).
+/// While this lives, this process stores no rows but its holder's ([`Accounts::flushing`]), and those of dead processes, which are in no
+/// balance here.
 pub(crate) struct Flushing<'a> {
     accounts: &'a Accounts,
     ahead: MutexGuard<'a, Ahead>,
@@ -125,7 +130,7 @@ pub fn verify(connection: &Connection) -> store::Result<Vec<String>> {
         "SELECT id, granted, charged,
             (SELECT sum(amount) FROM grants WHERE account = accounts.id),
             (SELECT coalesce(sum(charge), 0) FROM ledger
-             WHERE account = accounts.id AND reserved IS NOT NULL AND id <= (SELECT through FROM rolled))
+             WHERE account = accounts.id AND reserved IS NOT NULL AND id <= (SELECT through FROM rolled_up))
          FROM accounts",
     )?;
     let mut rows = balances.query([])?;
@@ -138,7 +143,7 @@ pub fn verify(connection: &Connection) -> store::Result<Vec<String>> {
     }
     let (months, all): (i64, i64) = connection.query_row(
         "SELECT (SELECT coalesce(sum(charged), 0) FROM months_charged),
-            (SELECT coalesce(sum(charge), 0) FROM ledger WHERE id <= (SELECT through FROM rolled))",
+            (SELECT coalesce(sum(charge), 0) FROM ledger WHERE id <= (SELECT through FROM rolled_up))",
         [],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
@@ -198,13 +203,17 @@ impl Accounts {
     /// being stored, and rolls them up. A [`Follower`](store::follow::Follower) calls it for every change.
     pub fn refresh<I: AsRef<str>>(&self, store: &Store, ids: &[I], now_ms: u64) -> store::Result<()> {
         let month = MonthIndex::of_ms(now_ms);
+        let mut failed = Ok(());
         for ids in ids.chunks(REFRESHED_AT_ONCE) {
             let mut flushing = self.flushing();
-            let read = |connection: &Connection| ids.iter().map(|id| Known::read(connection, id.as_ref(), month)).collect();
-            let found: Vec<Known> = flushing.rolled_up(store, read)?;
-            ids.iter().zip(found).for_each(|(id, found)| self.entry(id.as_ref()).take_in(found));
+            let read = |connection: &Connection| Ok(ids.iter().map(|id| Known::read(connection, id.as_ref(), month)).collect());
+            let found: Vec<store::Result<Known>> = flushing.rolled_up(store, read)?;
+            for (id, found) in ids.iter().zip(found) {
+                // The others are taken in all the same.
+                failed = failed.and(found.map(|found| self.entry(id.as_ref()).take_in(found)));
+            }
         }
-        Ok(())
+        failed
     }
 
     /// [`Accounts::refresh`] for all of them: the change log was lost.
@@ -243,7 +252,8 @@ impl Flushing<'_> {
 
     /// Brings the roll-ups, and with them the accounts, up to the last row.
     pub(crate) fn roll(&mut self, store: &Store) -> store::Result<()> {
-        self.rolled_up(store, |_| Ok(()))
+        let ahead = std::mem::take(&mut *self.ahead);
+        store.write(|tx| rollup::roll(tx, &ahead))
     }
 
     /// Asks the database when every row in it is rolled up. If that fails, the rows are read from the ledger the next time.
@@ -252,13 +262,17 @@ impl Flushing<'_> {
             let tx = connection.unchecked_transaction()?;
             rollup::is_done(&tx)?.then(|| ask(&tx)).transpose()
         };
-        if let Some(answer) = store.read(ask_when_done)? {
-            return Ok(answer);
+        for _ in 0..ROLLED_BEFORE {
+            let answer = store.read(ask_when_done)?;
+            let ahead = std::mem::take(&mut *self.ahead);
+            if let Some(answer) = answer {
+                return Ok(answer);
+            }
+            store.write(|tx| rollup::roll(tx, &ahead))?;
         }
-        let ahead = std::mem::take(&mut *self.ahead);
+        // Another process stores rows all the time.
         store.write(|tx| {
-            rollup::roll(tx, &ahead)?;
-            // In the same transaction: another process may store rows at any time.
+            rollup::roll(tx, &Ahead::default())?;
             ask(tx)
         })
     }

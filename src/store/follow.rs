@@ -20,7 +20,11 @@ pub trait Mirror: Send + Sync {
     fn refresh(&self, store: &Store, id: &str) -> Result<()>;
     /// Loads several, all that can be loaded even if one cannot. Blocking.
     fn refresh_each(&self, store: &Store, ids: &[&str]) -> Result<()> {
-        ids.iter().fold(Ok(()), |so_far, id| so_far.and(self.refresh(store, id)))
+        let mut failed = Ok(());
+        for id in ids {
+            failed = failed.and(self.refresh(store, id));
+        }
+        failed
     }
     /// Called after every poll, for what goes the other way (times of last use). Decides by the clock whether it is due; the
     /// last time of all it is told the end of time, so that everything is.

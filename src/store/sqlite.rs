@@ -213,7 +213,7 @@ mod tests {
         assert!(old.execute_batch("UPDATE rollup SET rows = rows + 1").is_err());
         let found: (i64, i64) = store
             .read(|connection| {
-                let query = "SELECT through, (SELECT count(*) FROM unrolled) FROM rolled";
+                let query = "SELECT through, (SELECT count(*) FROM unrolled) FROM rolled_up";
                 Ok(connection.query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?)))?)
             })
             .unwrap();
@@ -252,8 +252,9 @@ mod tests {
         ))
         .unwrap();
         let store = Store::open(&format!("sqlite:{}", path.display())).unwrap();
-        // A server that still runs cannot charge rows that this one will charge.
+        // A server that still runs can neither charge rows that this one will charge, nor pass them over.
         assert!(old.execute_batch("UPDATE account_months SET charged = charged + 1").is_err());
+        assert!(old.execute_batch("UPDATE rolled SET through = 3").is_err());
         let sums = |query: &str| store.read(|connection| Ok(connection.query_row(query, [], |row| row.get::<_, String>(0))?)).unwrap();
         let charged = "SELECT (SELECT charged FROM accounts) || ' ' || group_concat(charged) FROM (SELECT charged FROM months_charged ORDER BY month)";
         assert_eq!(sums(charged), "5 5,0");

@@ -3,7 +3,7 @@
 //!
 //! A row is in the ledger a tenth of a second after its request; its sums go into the roll-ups with those of ten seconds, because a
 //! cell then takes many rows at once: where requests are spread over thousands of models or keys, a tenth of a second has nearly as
-//! many cells as rows, each on another page, and a page costs more than a row does. `rolled.through` is the last row that is in the
+//! many cells as rows, each on another page, and a page costs more than a row does. `rolled_up.through` is the last row that is in the
 //! roll-ups. Those behind it are read from the ledger by whoever asks (the view `unrolled`), or rolled up first where an account is
 //! looked at, so no answer lacks any, and whichever process rolls next finds them there, after a crash as well.
 
@@ -20,8 +20,9 @@ use std::time::Duration;
 /// How often rows go into the roll-ups.
 pub(super) const ROLL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Cells that are summed in memory before they go into the roll-ups ahead of time: 50 MB, and a second of the database's time.
-pub(super) const CELLS_MAX: usize = 131_072;
+/// Cells that are summed in memory before they go into the roll-ups ahead of time: 12 MB, and a quarter of a second of the
+/// database's time, for which accounts that were changed by others wait.
+pub(super) const CELLS_MAX: usize = 32_768;
 
 /// What came after [`TABLES`](super::TABLES). The sums have another name than there: a server of the version before, which still
 /// runs while this one takes over, would add its rows itself, and they would be added again. So it cannot store them; they stay in
@@ -40,13 +41,15 @@ CREATE VIEW unrolled AS SELECT
 ";
 
 /// What came after [`THROUGH`]: accounts are charged with the roll-ups, too. What had been charged for rows that are not rolled up
-/// is taken back, and charged with them. The months have another name than before, so that a server of the version before, which
-/// charged at once, cannot store its rows: they are stored from its journal, as above.
+/// is taken back, and charged with them. The months and the mark have other names than before, so that a server of the version before
+/// can neither store rows, which it charged at once (they are stored from its journal, as above), nor move the mark past rows without
+/// charging them.
 pub const CHARGED_LATER: &str = "
 ALTER TABLE account_months RENAME TO months_charged;
-CREATE TEMP TABLE early AS SELECT account,
+ALTER TABLE rolled RENAME TO rolled_up;
+CREATE TABLE early AS SELECT account,
     strftime('%Y', started_ms / 1000, 'unixepoch') * 12 + strftime('%m', started_ms / 1000, 'unixepoch') - 1 AS month, charge,
-    CASE WHEN reserved IS NULL THEN 0 ELSE charge END AS from_balance FROM ledger WHERE id > (SELECT through FROM rolled);
+    CASE WHEN reserved IS NULL THEN 0 ELSE charge END AS from_balance FROM ledger WHERE id > (SELECT through FROM rolled_up);
 UPDATE accounts SET charged = charged - early.charge FROM
     (SELECT account, sum(from_balance) AS charge FROM early GROUP BY account) AS early WHERE id = early.account;
 UPDATE months_charged SET charged = charged - early.charge FROM
@@ -148,7 +151,7 @@ impl Ahead {
 /// The last row that is in the roll-ups, and the last there is.
 fn marks(connection: &Connection) -> store::Result<(i64, i64)> {
     Ok(connection
-        .prepare_cached("SELECT through, (SELECT coalesce(max(id), 0) FROM ledger) FROM rolled")?
+        .prepare_cached("SELECT through, (SELECT coalesce(max(id), 0) FROM ledger) FROM rolled_up")?
         .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?)
 }
 
@@ -178,7 +181,7 @@ pub(crate) fn roll(tx: &Transaction<'_>, ahead: &Ahead) -> store::Result<()> {
         }
         add(tx, &cells)?;
     }
-    tx.prepare_cached("UPDATE rolled SET through = ?")?.execute([through])?;
+    tx.prepare_cached("UPDATE rolled_up SET through = ?")?.execute([through])?;
     Ok(())
 }
 
