@@ -44,7 +44,7 @@ CREATE INDEX grants_by_account ON grants (account);
 ";
 
 /// Accounts that are compared under one lock: some milliseconds in which rows are not stored.
-const REFRESHED_AT_ONCE: usize = 1000;
+pub(crate) const REFRESHED_AT_ONCE: usize = 1000;
 
 /// How often rows are rolled up in a transaction of their own before a question is asked in the same one: what takes long to read
 /// should not keep others from writing.

@@ -185,6 +185,20 @@ fn accounts_are_charged_with_the_roll_ups_and_by_whoever_comes_next() {
 }
 
 #[test]
+fn more_accounts_than_are_refreshed_at_once_are_all_refreshed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    let ledger = Ledger::start(&store, settings()).unwrap();
+    let ids: Vec<String> = (0..accounts::REFRESHED_AT_ONCE + 1).map(|n| format!("account{n}")).collect();
+    store.write(|tx| ids.iter().try_for_each(|id| grant(tx, id, Credits(5), "", 1))).unwrap();
+    ledger.accounts().refresh(&store, &ids, 0).unwrap();
+    for id in &ids {
+        assert_eq!(ledger.accounts().of(id).balances(MonthIndex(0)).balance, Some(Credits(5)), "{id}");
+    }
+    ledger.shutdown();
+}
+
+#[test]
 fn balances_follow_grants_and_rows() {
     let folder = tempfile::tempdir().unwrap();
     let store = store_in(folder.path());
