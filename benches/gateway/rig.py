@@ -269,6 +269,14 @@ def rss_mb(pid):
     return round(pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20), 2)
 
 
+def own_mb(pid):
+    """What of a process's resident memory is its own and no file's: its heap and its stacks. Pages of its program come and go as the kernel needs room."""
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return round(int(line.split()[1]) / 1024, 2)
+    return 0.0
+
+
 def said(*command):
     """The first line a program says, or nothing if it is not installed."""
     try:

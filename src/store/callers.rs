@@ -2,19 +2,16 @@
 
 use super::follow::Mirror;
 use super::keys::{self, LENGTH, Loaded, PREFIX};
+use super::last_use::{LastUse, Saving, Used};
 use super::{Result, Store, Topic};
 use crate::engine::limit::Limits;
 use crate::engine::policy::{OPEN, Scopes};
 use parking_lot::Mutex;
-use rusqlite::params;
+use rusqlite::ToSql;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-/// How exact times of last use are, and how often they are written: a minute is enough to find unused keys.
-const LAST_USED_STEP_MS: u64 = 60_000;
 
 /// A caller's key, or what stands for one (a verified token, the open mode).
 #[derive(Debug)]
@@ -35,9 +32,7 @@ pub struct CallerKey {
     pub has_budget: bool,
     limits: Option<Box<Limits>>,
     revoked: bool,
-    /// Written rarely (see [`LAST_USED_STEP_MS`]), so that cores do not fight over the line.
-    last_used_ms: AtomicU64,
-    saved_used_ms: AtomicU64,
+    last_use: LastUse,
 }
 
 impl CallerKey {
@@ -54,8 +49,7 @@ impl CallerKey {
             has_budget: false,
             limits: None,
             revoked: false,
-            last_used_ms: AtomicU64::new(0),
-            saved_used_ms: AtomicU64::new(0),
+            last_use: LastUse::stored(0),
         }
     }
 
@@ -84,7 +78,7 @@ pub enum Denied {
 /// All callers' keys.
 pub struct CallerKeys {
     by_hash: papaya::HashMap<[u8; 32], Held, BuildHasherDefault<FirstBytes>>,
-    next_save_ms: AtomicU64,
+    saving: Saving<CallerKey>,
     /// One writer at a time: a reload and a refresh must not interleave. Never taken by a lookup.
     writing: Mutex<()>,
 }
@@ -98,7 +92,7 @@ struct Held {
 
 impl Default for CallerKeys {
     fn default() -> CallerKeys {
-        CallerKeys { by_hash: papaya::HashMap::default(), next_save_ms: AtomicU64::new(0), writing: Mutex::new(()) }
+        CallerKeys { by_hash: papaya::HashMap::default(), saving: Saving::default(), writing: Mutex::new(()) }
     }
 }
 
@@ -134,40 +128,13 @@ impl CallerKeys {
         if held.until_ms <= now_ms {
             return Err(Denied::Expired);
         }
-        if now_ms >= held.key.last_used_ms.load(Relaxed).saturating_add(LAST_USED_STEP_MS) {
-            held.key.last_used_ms.store(now_ms, Relaxed);
-        }
+        held.key.last_use.note(now_ms);
         Ok(held.key.clone())
     }
 
     /// The key of an id. Looks at every one: for commands.
     pub fn by_id(&self, id: &str) -> Option<Arc<CallerKey>> {
         self.by_hash.pin().values().find(|held| *held.key.id == *id).map(|held| held.key.clone())
-    }
-
-    /// Writes the times of last use that are newer than what was written before. Blocking.
-    pub fn save_last_used(&self, store: &Store) -> Result<()> {
-        let mut used: Vec<(Arc<CallerKey>, u64)> = Vec::new();
-        for held in self.by_hash.pin().values() {
-            let last = held.key.last_used_ms.load(Relaxed);
-            if last > held.key.saved_used_ms.load(Relaxed) {
-                used.push((held.key.clone(), last));
-            }
-        }
-        if used.is_empty() {
-            return Ok(());
-        }
-        store.write(|tx| {
-            let mut update = tx.prepare_cached("UPDATE keys SET last_used_ms = max(coalesce(last_used_ms, 0), ?2) WHERE id = ?1")?;
-            for (key, last) in &used {
-                update.execute(params![&*key.id, i64::try_from(*last).unwrap_or(i64::MAX)])?;
-            }
-            Ok(())
-        })?;
-        for (key, last) in used {
-            key.saved_used_ms.store(last, Relaxed);
-        }
-        Ok(())
     }
 }
 
@@ -191,6 +158,9 @@ impl Mirror for CallerKeys {
                     seen.insert(loaded.hash);
                 }
                 let (hash, held) = names.held(loaded);
+                if let Some(before) = map.get(&hash) {
+                    held.key.last_use.follow(&before.key.last_use);
+                }
                 map.insert(hash, held);
             })
         })?;
@@ -209,7 +179,7 @@ impl Mirror for CallerKeys {
             keys::load(&tx, Some(id), |loaded| {
                 let (hash, held) = names.held(loaded);
                 if let Some(before) = map.get(&hash) {
-                    held.key.last_used_ms.fetch_max(before.key.last_used_ms.load(Relaxed), Relaxed);
+                    held.key.last_use.follow(&before.key.last_use);
                 }
                 map.insert(hash, held);
             })
@@ -217,11 +187,19 @@ impl Mirror for CallerKeys {
     }
 
     fn tick(&self, store: &Store, now_ms: u64) -> Result<()> {
-        if now_ms < self.next_save_ms.load(Relaxed) {
-            return Ok(());
-        }
-        self.next_save_ms.store(now_ms.saturating_add(LAST_USED_STEP_MS), Relaxed);
-        self.save_last_used(store)
+        self.saving.tick(store, now_ms, |each| self.by_hash.pin().values().for_each(|held| each(&held.key)))
+    }
+}
+
+impl Used for CallerKey {
+    const SAVE: &'static str = "UPDATE keys SET last_used_ms = max(coalesce(last_used_ms, 0), ?2) WHERE id = ?1";
+
+    fn id(&self) -> &dyn ToSql {
+        &self.id
+    }
+
+    fn last_use(&self) -> &LastUse {
+        &self.last_use
     }
 }
 
@@ -254,8 +232,7 @@ impl Names {
             has_budget: loaded.has_budget,
             limits: if loaded.limits == Limits::default() { None } else { Some(Box::new(loaded.limits)) },
             revoked: loaded.revoked,
-            last_used_ms: AtomicU64::new(loaded.last_used_ms),
-            saved_used_ms: AtomicU64::new(loaded.last_used_ms),
+            last_use: LastUse::stored(loaded.last_used_ms),
         };
         (loaded.hash, Held { key: Arc::new(key), until_ms: loaded.until_ms })
     }
@@ -284,6 +261,7 @@ mod tests {
     use crate::store::audit::Actor;
     use crate::store::follow::Follower;
     use crate::store::keys::{Created, NewKey, create, list, revoke, rotate};
+    use rusqlite::params;
 
     const ACTOR: Actor<'static> = Actor { who: "cli:test", from: "local" };
 
@@ -378,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn last_use_is_saved_and_survives_a_refresh() {
+    fn last_use_is_saved_and_survives_a_refresh_and_a_reload() {
         let store = Store::in_memory().unwrap();
         let key = made(&store, None);
         let keys = CallerKeys::default();
@@ -387,6 +365,7 @@ mod tests {
             seen(&keys, &key, now_ms).unwrap();
         }
         keys.refresh(&store, &key.id).unwrap();
+        keys.reload(&store).unwrap();
         keys.tick(&store, 90_000).unwrap();
         assert_eq!(list(&store, 90_000).unwrap()[0].last_used_ms, Some(70_000));
     }

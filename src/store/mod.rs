@@ -11,6 +11,7 @@ pub mod callers;
 pub mod follow;
 pub mod journal;
 pub mod keys;
+pub(crate) mod last_use;
 pub mod ledger;
 pub mod outbound;
 pub mod scan;

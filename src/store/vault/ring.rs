@@ -10,18 +10,15 @@ use super::{PLATFORM, ROW, SealedRow, row};
 use crate::engine::catalog::{BaseUrl, SecretRef};
 use crate::engine::health::KeyState;
 use crate::store::follow::Mirror;
+use crate::store::last_use::{LastUse, Saving, Used};
 use crate::store::secret::Secret;
 use crate::store::{Result, Store, Topic};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
-use rusqlite::params;
+use rusqlite::ToSql;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-/// How exact times of last use are, and how often they are written.
-const LAST_USED_STEP_MS: u64 = 60_000;
 
 /// Where the master keys come from.
 #[derive(Debug, Clone)]
@@ -41,7 +38,7 @@ pub struct KeyRing {
     own: papaya::HashMap<Arc<str>, Arc<[Arc<OwnRow>]>>,
     /// One writer at a time; what `platform` should hold, found or not. Never taken by a request.
     wanted: Mutex<Vec<SecretRef>>,
-    next_save_ms: AtomicU64,
+    saving: Saving<OwnRow>,
 }
 
 /// Platform keys that were read and are not in use yet.
@@ -71,17 +68,14 @@ struct OwnRow {
     sealed: Sealed,
     /// Survives a fresh sealing, not a fresh key.
     state: Arc<KeyState>,
-    last_used_ms: AtomicU64,
-    saved_used_ms: AtomicU64,
+    last_use: LastUse,
 }
 
 impl OwnKey {
     /// Opens the key for one use and notes the time. The secret is zeroed when it drops: do not keep it.
     pub fn open(&self, now_ms: u64) -> std::result::Result<Secret, CannotOpen> {
         let row = &*self.row;
-        if now_ms >= row.last_used_ms.load(Relaxed).saturating_add(LAST_USED_STEP_MS) {
-            row.last_used_ms.store(now_ms, Relaxed);
-        }
+        row.last_use.note(now_ms);
         let base_url = row.base_url.as_ref().map(|(text, _)| &**text);
         self.masters.open(Belongs { account: &row.account, provider: &row.provider, name: &row.name, base_url }, &row.sealed)
     }
@@ -131,7 +125,7 @@ impl KeyRing {
             platform: ArcSwap::default(),
             own: papaya::HashMap::new(),
             wanted: Mutex::default(),
-            next_save_ms: AtomicU64::new(0),
+            saving: Saving::default(),
         }
     }
 
@@ -261,32 +255,6 @@ impl KeyRing {
         self.platform.store(Arc::new(keys));
         Ok(())
     }
-
-    fn save_last_used(&self, store: &Store) -> Result<()> {
-        let mut used: Vec<(Arc<OwnRow>, u64)> = Vec::new();
-        for rows in self.own.pin().values() {
-            for row in rows.iter() {
-                let last = row.last_used_ms.load(Relaxed);
-                if last > row.saved_used_ms.load(Relaxed) {
-                    used.push((row.clone(), last));
-                }
-            }
-        }
-        if used.is_empty() {
-            return Ok(());
-        }
-        store.write(|tx| {
-            let mut update = tx.prepare_cached("UPDATE vault SET last_used_ms = max(coalesce(last_used_ms, 0), ?2) WHERE id = ?1")?;
-            for (row, last) in &used {
-                update.execute(params![row.id, i64::try_from(*last).unwrap_or(i64::MAX)])?;
-            }
-            Ok(())
-        })?;
-        for (row, last) in used {
-            row.saved_used_ms.store(last, Relaxed);
-        }
-        Ok(())
-    }
 }
 
 impl Mirror for KeyRing {
@@ -310,11 +278,19 @@ impl Mirror for KeyRing {
     }
 
     fn tick(&self, store: &Store, now_ms: u64) -> Result<()> {
-        if now_ms < self.next_save_ms.load(Relaxed) {
-            return Ok(());
-        }
-        self.next_save_ms.store(now_ms.saturating_add(LAST_USED_STEP_MS), Relaxed);
-        self.save_last_used(store)
+        self.saving.tick(store, now_ms, |each| self.own.pin().values().flat_map(|rows| rows.iter()).for_each(each))
+    }
+}
+
+impl Used for OwnRow {
+    const SAVE: &'static str = "UPDATE vault SET last_used_ms = max(coalesce(last_used_ms, 0), ?2) WHERE id = ?1";
+
+    fn id(&self) -> &dyn ToSql {
+        &self.id
+    }
+
+    fn last_use(&self) -> &LastUse {
+        &self.last_use
     }
 }
 
@@ -329,7 +305,10 @@ impl OwnRow {
             (None, Some(_)) => Arc::new(KeyState::with_own_base()),
             (None, None) => Arc::default(),
         };
-        let last_used_ms = old.map_or(0, |old| old.last_used_ms.load(Relaxed)).max(entry.last_used_ms.unwrap_or(0));
+        let last_use = LastUse::stored(entry.last_used_ms.unwrap_or(0));
+        if let Some(old) = old {
+            last_use.follow(&old.last_use);
+        }
         OwnRow {
             id: entry.id,
             changed_ms: entry.changed_ms,
@@ -340,8 +319,7 @@ impl OwnRow {
             shown: entry.shown.into(),
             sealed: kept.map_or(sealed, |old| old.sealed.clone()),
             state,
-            last_used_ms: AtomicU64::new(last_used_ms),
-            saved_used_ms: AtomicU64::new(entry.last_used_ms.unwrap_or(0)),
+            last_use,
         }
     }
 }
