@@ -46,13 +46,17 @@ use heap::pinned;
 use ingress::{Caller, Head, Stopped};
 use pingora_core::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::protocols::{ALPN, Stream};
 use pingora_core::server::ShutdownWatch;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 use together::Together;
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::timeout;
 
 /// An idle client connection is kept this long, above the 60 s of common clients' pools, so that they close first.
@@ -62,6 +66,8 @@ const DRAIN_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How an HTTP/2 connection begins (RFC 9113, 3.4). No method is called like this, and no request is shorter.
 const HTTP2_PREFACE: &[u8; 4] = b"PRI ";
+/// What is read of a connection before it is known what it speaks; room for the head of most requests, which is then not read by itself.
+const FIRST_BYTES_MAX: usize = 4 << 10;
 
 /// The proxy listener.
 pub struct Proxy {
@@ -113,8 +119,9 @@ impl HttpServerApp for Http2 {
 }
 
 /// A connection, from its first request to its last. There is none to give back.
-async fn connection(proxy: &Arc<Proxy>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-    if pinned(|| speaks_http2(&mut stream)).await? {
+async fn connection(proxy: &Arc<Proxy>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    let (stream, is_http2) = pinned(|| told_apart(stream)).await?;
+    if is_http2 {
         return proxy.http2.process_new(stream, shutdown).await;
     }
     let mut session = Box::new(ServerSession::new_http1(Box::new(Together::to_client(stream))));
@@ -129,15 +136,31 @@ async fn connection(proxy: &Arc<Proxy>, mut stream: Stream, shutdown: &ShutdownW
     None
 }
 
-/// Whether a connection begins as one of HTTP/2: over TLS it was agreed on before. `None`: it was closed, or nothing came for as
-/// long as an idle connection is kept.
-async fn speaks_http2(stream: &mut Stream) -> Option<bool> {
+/// A connection, and whether it begins as one of HTTP/2: over TLS it was agreed on before. `None`: it was closed, or nothing came for
+/// as long as an idle connection is kept.
+async fn told_apart(stream: Stream) -> Option<(Stream, bool)> {
     if stream.get_ssl_digest().is_some() {
-        return Some(matches!(stream.selected_alpn_proto(), Some(ALPN::H2)));
+        let is_http2 = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
+        return Some((stream, is_http2));
     }
-    let mut first = [0; HTTP2_PREFACE.len()];
-    let is_seen = timeout(Duration::from_secs(CLIENT_IDLE_SECONDS), stream.try_peek(&mut first)).await.ok()?.ok()?;
-    Some(is_seen && first == *HTTP2_PREFACE)
+    // What is read ahead can only be given back to Pingora's own type, which every connection without TLS is.
+    let mut stream = stream.into_any().downcast::<L4Stream>().ok()?;
+    let mut first = Vec::new();
+    let enough = poll_fn(|cx| {
+        while first.len() < HTTP2_PREFACE.len() {
+            // On the stack: a connection that waits for its first request has no buffer.
+            let mut room = [MaybeUninit::uninit(); FIRST_BYTES_MAX];
+            let mut read = ReadBuf::uninit(&mut room);
+            if ready!(Pin::new(&mut *stream).poll_read(cx, &mut read)).is_err() || read.filled().is_empty() {
+                return Poll::Ready(None);
+            }
+            first.extend_from_slice(read.filled());
+        }
+        Poll::Ready(Some(()))
+    });
+    timeout(Duration::from_secs(CLIENT_IDLE_SECONDS), enough).await.ok()??;
+    stream.rewind(&first);
+    Some((stream, first.starts_with(HTTP2_PREFACE)))
 }
 
 /// One request of a connection, from its head to its answer's end.
@@ -284,8 +307,7 @@ async fn record_refused(gateway: &Gateway, head: &Head, caller: &Caller, status:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pingora_core::protocols::l4::stream::Stream as L4Stream;
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
     #[tokio::test(start_paused = true)]
@@ -300,9 +322,18 @@ mod tests {
             (b"", None),
         ] {
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-            let mut stream: Stream = Box::new(L4Stream::from(listener.accept().await.unwrap().0));
+            let stream: Stream = Box::new(L4Stream::from(listener.accept().await.unwrap().0));
             client.write_all(sent).await.unwrap();
-            assert_eq!(speaks_http2(&mut stream).await, expected, "{}", String::from_utf8_lossy(sent));
+            let found = told_apart(stream).await;
+            assert_eq!(found.as_ref().map(|(_, is_http2)| *is_http2), expected, "{}", String::from_utf8_lossy(sent));
+            if let Some((mut stream, _)) = found {
+                // What was read ahead comes first, and what comes later follows it.
+                client.write_all(b"later").await.unwrap();
+                drop(client);
+                let mut all = Vec::new();
+                stream.read_to_end(&mut all).await.unwrap();
+                assert_eq!(all, [sent, b"later"].concat());
+            }
         }
     }
 }
