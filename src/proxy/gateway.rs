@@ -279,8 +279,8 @@ impl Gateway {
     }
 
     /// The account a caller draws on.
-    pub fn account(&self, caller: &CallerKey) -> Arc<Account> {
-        self.accounts.of(&caller.account_id)
+    pub fn account<'c>(&self, caller: &'c CallerKey) -> &'c Arc<Account> {
+        caller.account(&self.accounts)
     }
 
     /// What one failed attempt leaves in the log.

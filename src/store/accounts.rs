@@ -186,7 +186,7 @@ impl Accounts {
         Ok(accounts)
     }
 
-    /// The account, made without a budget when nobody knows it. No lock, no database.
+    /// The account, made without a budget when nobody knows it; the same for as long as this lives. No lock, no database.
     pub fn of(&self, id: &str) -> Arc<Account> {
         self.entry(id).account.clone()
     }

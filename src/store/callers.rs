@@ -1,9 +1,11 @@
 //! Callers' keys in memory: a map from a secret's hash to its key, read without a lock.
 
+use super::accounts::Accounts;
 use super::follow::Mirror;
 use super::keys::{self, LENGTH, Loaded, PREFIX};
 use super::last_use::{LastUse, Saving, Used};
 use super::{Result, Store, Topic};
+use crate::engine::budget::Account;
 use crate::engine::limit::Limits;
 use crate::engine::policy::{OPEN, Scopes};
 use parking_lot::Mutex;
@@ -11,7 +13,7 @@ use rusqlite::ToSql;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A caller's key, or what stands for one (a verified token, the open mode).
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub struct CallerKey {
     /// It was made with credits: its account must exist in the ledger's map, or it must not spend.
     pub has_budget: bool,
     limits: Option<Box<Limits>>,
+    /// Its account's live state, once it was looked for.
+    account: OnceLock<Arc<Account>>,
     revoked: bool,
     last_use: LastUse,
 }
@@ -48,6 +52,7 @@ impl CallerKey {
             expires_ms,
             has_budget: false,
             limits: None,
+            account: OnceLock::new(),
             revoked: false,
             last_use: LastUse::stored(0),
         }
@@ -56,6 +61,11 @@ impl CallerKey {
     /// Its own limits, beside its tier's.
     pub fn limits(&self) -> Limits {
         self.limits.as_deref().copied().unwrap_or_default()
+    }
+
+    /// The account it draws on. Looked for once: there are few places in main memory then that a request of a rare caller waits for.
+    pub fn account(&self, accounts: &Accounts) -> &Arc<Account> {
+        self.account.get_or_init(|| accounts.of(&self.account_id))
     }
 
     /// What it may be used for.
@@ -231,6 +241,7 @@ impl Names {
             expires_ms: loaded.until_ms,
             has_budget: loaded.has_budget,
             limits: if loaded.limits == Limits::default() { None } else { Some(Box::new(loaded.limits)) },
+            account: OnceLock::new(),
             revoked: loaded.revoked,
             last_use: LastUse::stored(loaded.last_used_ms),
         };
