@@ -19,8 +19,8 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use std::fmt;
 use std::sync::Arc;
 
-/// Tables of this part; `account_months` is `months_charged` by now. Amounts in 10⁻⁹ credits; `granted` is NULL for an account that was never granted anything and so
-/// has no budget; `month` counts as [`MonthIndex`].
+/// Tables of this part; `account_months` is `months_charged` by now. Amounts in 10⁻⁹ credits; `granted` is NULL for an account that was
+/// never granted anything and so has no budget; `month` counts as [`MonthIndex`].
 pub const TABLES: &str = "
 CREATE TABLE accounts (
     id       TEXT PRIMARY KEY,
@@ -263,12 +263,11 @@ impl Flushing<'_> {
             rollup::is_done(&tx)?.then(|| ask(&tx)).transpose()
         };
         for _ in 0..ROLLED_BEFORE {
-            let answer = store.read(ask_when_done)?;
-            let ahead = std::mem::take(&mut *self.ahead);
-            if let Some(answer) = answer {
+            if let Some(answer) = store.read(ask_when_done)? {
+                *self.ahead = Ahead::default();
                 return Ok(answer);
             }
-            store.write(|tx| rollup::roll(tx, &ahead))?;
+            self.roll(store)?;
         }
         // Another process stores rows all the time.
         store.write(|tx| {

@@ -30,8 +30,7 @@ pub fn first_day_of_month(month: MonthIndex) -> i64 {
 
 /// The month of a day since 1970-01-01.
 pub fn month_of_day(day: i64) -> MonthIndex {
-    let Date { year, month, .. } = date_of_day(day);
-    MonthIndex(u32::try_from(year * 12 + i64::from(month) - 1).unwrap_or(0))
+    MonthIndex::of_ms(u64::try_from(day).unwrap_or(0).saturating_mul(DAY_MS))
 }
 
 /// The date of a day since 1970-01-01 (proleptic Gregorian; the 400-year cycle has 146,097 days).
