@@ -310,19 +310,25 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
+    async fn pair() -> (TcpStream, Stream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (client, Box::new(L4Stream::from(listener.accept().await.unwrap().0)))
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_known_by_its_first_bytes_or_given_up() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let long = vec![b'a'; 2 * FIRST_BYTES_MAX];
         for (sent, expected) in [
             (&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], Some(true)),
             (b"POST / HTTP/1.1\r\n", Some(false)),
             (b"GET ", Some(false)),
+            (&long, Some(false)),
             // Nothing more comes: the time runs out.
             (b"GET", None),
             (b"", None),
         ] {
-            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-            let stream: Stream = Box::new(L4Stream::from(listener.accept().await.unwrap().0));
+            let (mut client, stream) = pair().await;
             client.write_all(sent).await.unwrap();
             let found = told_apart(stream).await;
             assert_eq!(found.as_ref().map(|(_, is_http2)| *is_http2), expected, "{}", String::from_utf8_lossy(sent));
@@ -335,5 +341,28 @@ mod tests {
                 assert_eq!(all, [sent, b"later"].concat());
             }
         }
+    }
+
+    #[tokio::test]
+    async fn first_bytes_may_come_one_by_one_or_end() {
+        let (mut client, stream) = pair().await;
+        client.write_all(b"PR").await.unwrap();
+        let (found, ()) = tokio::join!(told_apart(stream), async {
+            // The reader has run by then, and waits.
+            tokio::task::yield_now().await;
+            client.write_all(b"I *").await.unwrap();
+            client.shutdown().await.unwrap();
+        });
+        let (mut stream, is_http2) = found.unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        assert_eq!((&all[..], is_http2), (&b"PRI *"[..], true));
+
+        let (mut client, stream) = pair().await;
+        client.write_all(b"GET").await.unwrap();
+        client.shutdown().await.unwrap();
+        let time = tokio::time::Instant::now();
+        assert!(told_apart(stream).await.is_none());
+        assert!(time.elapsed() < Duration::from_secs(CLIENT_IDLE_SECONDS));
     }
 }

@@ -36,6 +36,8 @@ pub struct CallerKey {
     /// Its account's live state, once it was looked for.
     account: OnceLock<Arc<Account>>,
     revoked: bool,
+    /// Its row's place in the table ([`Used::place`]). In 32 bits it takes no room of its own here.
+    place: u32,
     last_use: LastUse,
 }
 
@@ -54,6 +56,7 @@ impl CallerKey {
             limits: None,
             account: OnceLock::new(),
             revoked: false,
+            place: 0,
             last_use: LastUse::stored(0),
         }
     }
@@ -208,6 +211,10 @@ impl Used for CallerKey {
         &self.id
     }
 
+    fn place(&self) -> i64 {
+        self.place.into()
+    }
+
     fn last_use(&self) -> &LastUse {
         &self.last_use
     }
@@ -243,6 +250,7 @@ impl Names {
             limits: if loaded.limits == Limits::default() { None } else { Some(Box::new(loaded.limits)) },
             account: OnceLock::new(),
             revoked: loaded.revoked,
+            place: u32::try_from(loaded.place).unwrap_or(u32::MAX),
             last_use: LastUse::stored(loaded.last_used_ms),
         };
         (loaded.hash, Held { key: Arc::new(key), until_ms: loaded.until_ms })

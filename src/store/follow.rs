@@ -26,8 +26,8 @@ pub trait Mirror: Send + Sync {
         }
         failed
     }
-    /// Called after every poll, for what goes the other way (times of last use). Decides by the clock whether it is due; the
-    /// last time of all it is told the end of time, so that everything is.
+    /// Called after every poll, for what goes the other way (times of last use). Decides by the clock whether it is due, and whether it is
+    /// again after a failure, which holds up nothing else; the last time of all it is told the end of time, so that everything is.
     fn tick(&self, _store: &Store, _now_ms: u64) -> Result<()> {
         Ok(())
     }
@@ -57,13 +57,19 @@ impl Follower {
                     Err(RecvTimeoutError::Timeout) => false,
                     Ok(()) | Err(RecvTimeoutError::Disconnected) => true,
                 };
-                match poll(&store, &mirrors, since, if last { u64::MAX } else { now_ms() }) {
+                match poll(&store, &mirrors, since) {
                     Ok(until) => (since, failures) = (until, 0),
                     Err(error) => {
                         if failures.is_multiple_of(LOG_EVERY) {
                             log::error!("cannot follow changes in the store (revoked keys keep working): {error}");
                         }
                         failures = failures.saturating_add(1);
+                    }
+                }
+                let now_ms = if last { u64::MAX } else { now_ms() };
+                for mirror in &mirrors {
+                    if let Err(error) = mirror.tick(&store, now_ms) {
+                        log::error!("times of last use cannot be saved: {error}");
                     }
                 }
                 if last {
@@ -89,7 +95,7 @@ impl Drop for Follower {
 
 /// One poll; the new mark. When a row fails the others are still applied, and all of them again at the next poll: one that
 /// cannot be read must not keep a revocation behind it from taking effect.
-fn poll(store: &Store, mirrors: &[Arc<dyn Mirror>], since: i64, now_ms: u64) -> Result<i64> {
+fn poll(store: &Store, mirrors: &[Arc<dyn Mirror>], since: i64) -> Result<i64> {
     let until = match store.changes_since(since)? {
         Changes::Rows { rows, until } => {
             let mut failed = Ok(());
@@ -109,9 +115,6 @@ fn poll(store: &Store, mirrors: &[Arc<dyn Mirror>], since: i64, now_ms: u64) -> 
             until
         }
     };
-    for mirror in mirrors {
-        mirror.tick(store, now_ms)?;
-    }
     Ok(until)
 }
 
@@ -156,10 +159,10 @@ mod tests {
         store
             .write(|tx| super::super::changed(tx, Topic::Key, "bad").and_then(|()| super::super::changed(tx, Topic::Key, "good")))
             .unwrap();
-        poll(&store, &mirrors, 2, 0).unwrap_err();
+        poll(&store, &mirrors, 2).unwrap_err();
         assert_eq!(seen.0.lock().split_off(2), ["bad", "good"]);
         store.write(|tx| Ok(tx.execute("DELETE FROM changes", [])?)).unwrap();
-        assert_eq!(poll(&store, &mirrors, 0, 0).unwrap(), 4);
+        assert_eq!(poll(&store, &mirrors, 0).unwrap(), 4);
         assert_eq!(*seen.0.lock(), ["all", "k", "all"]);
     }
 }

@@ -238,13 +238,15 @@ pub(super) struct Loaded {
     pub has_budget: bool,
     pub revoked: bool,
     pub last_used_ms: u64,
+    /// Its row's place in the table, while nobody rebuilds the table.
+    pub place: i64,
 }
 
 const LOAD: &str = "SELECT k.hash, k.expires_ms, k.id, k.name, k.account, k.tier, k.scopes, k.rpm, k.tpm, k.rpd, k.tpd, k.concurrent,
-    k.has_budget, k.revoked_ms, k.last_used_ms FROM keys k";
+    k.has_budget, k.revoked_ms, k.last_used_ms, k.rowid FROM keys k";
 const LOAD_ROTATED: &str =
     "SELECT r.hash, min(r.until_ms, coalesce(k.expires_ms, r.until_ms)), k.id, k.name, k.account, k.tier, k.scopes, k.rpm,
-    k.tpm, k.rpd, k.tpd, k.concurrent, k.has_budget, k.revoked_ms, k.last_used_ms FROM rotated_secrets r JOIN keys k ON k.id = r.key_id";
+    k.tpm, k.rpd, k.tpd, k.concurrent, k.has_budget, k.revoked_ms, k.last_used_ms, k.rowid FROM rotated_secrets r JOIN keys k ON k.id = r.key_id";
 
 /// Every secret of one key, or of all, handed over one by one: current ones first.
 pub(super) fn load(connection: &Connection, id: Option<&str>, mut each: impl FnMut(Loaded)) -> Result<()> {
@@ -282,6 +284,7 @@ fn loaded(row: &Row<'_>) -> Result<Loaded> {
         has_budget: row.get(12)?,
         revoked: row.get::<_, Option<i64>>(13)?.is_some(),
         last_used_ms: optional(row, 14)?.unwrap_or(0),
+        place: row.get(15)?,
     })
 }
 

@@ -51,6 +51,9 @@ pub(crate) trait Used {
     const SAVE: &'static str;
     /// The row's id.
     fn id(&self) -> &dyn ToSql;
+    /// About where the row is in its table: in this order a page takes many times, in any other nearly each takes a page of its own.
+    fn place(&self) -> i64;
+    /// The time itself.
     fn last_use(&self) -> &LastUse;
 }
 
@@ -75,23 +78,27 @@ impl<K> Default for Saving<K> {
 
 impl<K: Used> Saving<K> {
     /// Saves some of what is due ([`SAVED_AT_ONCE`]), at the end of time (`u64::MAX`) all of it. `each` calls back with every key.
-    /// Blocking. What cannot be saved is tried again the next time.
+    /// Blocking. What cannot be saved is looked for again a minute later.
     pub(crate) fn tick(&self, store: &Store, now_ms: u64, each: impl FnOnce(&mut dyn FnMut(&Arc<K>))) -> Result<()> {
         let mut state = self.state.lock();
         if now_ms == u64::MAX || (state.waiting.is_empty() && now_ms >= state.next_ms) {
             state.next_ms = now_ms.saturating_add(STEP_MS);
-            let mut waiting = Vec::new();
+            let mut waiting: Vec<Arc<K>> = Vec::new();
             each(&mut |key| {
                 if key.last_use().unsaved().is_some() {
                     waiting.push(key.clone());
                 }
             });
+            waiting.sort_by_cached_key(|key| key.place());
             state.waiting = waiting;
         }
         while !state.waiting.is_empty() {
             let rest = state.waiting.len().saturating_sub(SAVED_AT_ONCE);
-            save(store, &state.waiting[rest..])?;
-            state.waiting.truncate(rest);
+            let piece = state.waiting.split_off(rest);
+            if let Err(error) = save(store, &piece) {
+                state.waiting.clear();
+                return Err(error);
+            }
             if now_ms != u64::MAX {
                 break;
             }
@@ -125,6 +132,9 @@ mod tests {
         const SAVE: &'static str = "UPDATE used SET at_ms = ?2 WHERE id = ?1";
         fn id(&self) -> &dyn ToSql {
             &self.0
+        }
+        fn place(&self) -> i64 {
+            self.0
         }
         fn last_use(&self) -> &LastUse {
             &self.1
@@ -160,9 +170,18 @@ mod tests {
         keys.iter().for_each(|key| key.1.note(2 * first));
         tick(first + 1);
         assert_eq!((saved(first as i64), saved(2 * first as i64)), (2 * SAVED_AT_ONCE, 1));
-        // Not due again within the minute, but at the end.
+        // Not due again within the minute. What cannot be saved is tried in the next.
         tick(2 * first - 1);
         assert_eq!(saved(first as i64), 2 * SAVED_AT_ONCE);
+        let rename = |to: &str| store.write(|tx| Ok(tx.execute_batch(to)?)).unwrap();
+        rename("ALTER TABLE used RENAME TO away");
+        saving.tick(&store, 2 * first, |each| keys.iter().for_each(each)).unwrap_err();
+        rename("ALTER TABLE away RENAME TO used");
+        tick(3 * first - 1);
+        assert_eq!(saved(first as i64), 2 * SAVED_AT_ONCE);
+        tick(3 * first);
+        assert_eq!(saved(first as i64), SAVED_AT_ONCE);
+        // All of it at the end.
         tick(u64::MAX);
         assert_eq!(saved(2 * first as i64), count);
     }

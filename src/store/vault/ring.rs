@@ -289,6 +289,10 @@ impl Used for OwnRow {
         &self.id
     }
 
+    fn place(&self) -> i64 {
+        self.id
+    }
+
     fn last_use(&self) -> &LastUse {
         &self.last_use
     }
