@@ -69,6 +69,8 @@ pub struct Streaming {
 
 /// A whole answer, read to its end.
 pub struct Whole {
+    /// The upstream connection, for the next request.
+    pub connected: Connected,
     /// The client's header so far.
     pub header: Parts,
     /// The body.
@@ -362,19 +364,17 @@ async fn whole(upstreams: &Arc<Upstreams>, mut connected: Connected, header: Par
             Err(error) => return Err(read_outcome(&error, TimeoutPhase::Total).into()),
         }
     }
-    upstreams.release(connected).await;
     let body = if chunks.len() == 1 { chunks.swap_remove(0) } else { chunks.concat().into() };
-    match meter::whole(&reading.watch, &body) {
-        Ok((tally, text)) => match tally.error {
-            // Some answer 200 with an error object: to the client that is a failure like any other.
-            Some(ref error) if tally.usage.is_zero() => {
-                let answer = Answer { header, body, error: error.clone() };
-                Err(Box::new(Failed { what: What::ErrorFirstEvent, answer: Some(answer) }))
-            }
-            _ => Ok(Committed::Whole(boxed(|| Whole { header, body, tally, text }))),
-        },
-        Err(()) => Err(What::EmptyOrNotJson.into()),
-    }
+    let failed = match meter::whole(&reading.watch, &body) {
+        // Some answer 200 with an error object: to the client that is a failure like any other.
+        Ok((Tally { error: Some(error), ref usage, .. }, _)) if usage.is_zero() => {
+            Failed { what: What::ErrorFirstEvent, answer: Some(Answer { header, body, error }) }
+        }
+        Ok((tally, text)) => return Ok(Committed::Whole(boxed(|| Whole { connected, header, body, tally, text }))),
+        Err(()) => Failed::new(What::EmptyOrNotJson),
+    };
+    upstreams.release(connected).await;
+    Err(Box::new(failed))
 }
 
 /// Reads a cancelled stream to its end for its usage, where the provider is configured so; otherwise closes it.

@@ -27,6 +27,7 @@ use crate::store::secret::Secret;
 use crate::telemetry::clock;
 use crate::telemetry::series::Series;
 use bytes::Bytes;
+use futures::future::join;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
@@ -269,7 +270,7 @@ impl Answering<'_> {
 
     /// The account first, then the answer: its cost is a header, and its row must be there before its end is seen.
     async fn whole(self: Box<Self>, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> bool {
-        let Whole { mut header, body, tally, text } = whole;
+        let Whole { connected, mut header, body, tally, text } = whole;
         let settled = settlement.settle(Ending::Complete, Exchanged { tally, text }).await;
         drop(self.in_flight);
         weirs_own(self.head, Some(&self.told), &self.standings, &mut header.headers);
@@ -283,12 +284,15 @@ impl Answering<'_> {
             keeping.body(&body);
             keeping.complete(clock::now_ms());
         }
-        respond::write(session, header, body).await
+        // In this order: who waits for the answer does not wait for the pool, nor does the pool for a slow client. (It does wait for a
+        // row that is not safe at once, with `commit = "strict"` say.)
+        join(respond::write(session, header, body), self.gateway.upstreams.release(connected)).await.0
     }
 
     /// A stream was opened for the client and the target answered without one: there is no place for that answer.
     async fn not_streamed(self: Box<Self>, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> bool {
-        let Whole { tally, text, .. } = whole;
+        let Whole { connected, tally, text, .. } = whole;
+        self.gateway.upstreams.release(connected).await;
         self.blame.provider();
         settlement.settle(Ending::Failed, Exchanged { tally, text }).await;
         let provider = self.told.target.provider.name.clone();

@@ -509,6 +509,42 @@ def test_requests_in_a_row_on_one_connection(one):
     assert len(one.openai.seen) == 3
 
 
+@pytest.fixture
+def alone(world):
+    """One provider, and one thread: on two a client may have its answer before the other knows that the connection is free."""
+    world.weir.settings["limits"] += "\nthreads = 1"
+    world.openai = world.provider("p")
+    world.model("m", "p").start()
+    return world
+
+
+def test_the_upstream_connection_is_reused_whatever_the_answer_was(alone):
+    error = json.dumps({"error": {"message": "It broke.", "type": "server_error"}}).encode()
+    for reply, status in [(whole(chat_answer()), 200), (whole(error), 502), (whole(b"no JSON"), 502), (whole(chat_answer()), 200)]:
+        alone.openai.queue(reply)
+        answer = alone.weir.chat()
+        answer.read()
+        assert answer.status == status
+    # Asked for a stream, it answers without one.
+    alone.openai.queue(whole(chat_answer()))
+    assert alone.weir.chat(stream=True).status == 200
+    assert alone.openai.connections == 1
+
+
+def test_a_client_that_does_not_read_keeps_no_upstream_connection(alone):
+    """Its answer is larger than what the kernel takes on its way, and waits in weir."""
+    large = chat_answer(text="x" * (32 << 20))
+    alone.openai.queue(whole(large))
+    body = json.dumps({"model": "m", "messages": []}).encode()
+    with Client(alone.weir.port) as slow:
+        slow.begin("POST", "/v1/chat/completions", auth(alone, ("Content-Length", str(len(body)))))
+        slow.send(body)
+        answer = slow.answer()
+        assert alone.weir.chat().status == 200
+        assert alone.openai.connections == 1
+        assert answer.read() == large
+
+
 def test_http_1_0(one):
     body = json.dumps({"model": "m", "stream": True, "messages": []}).encode()
     with one.weir.client() as client:
