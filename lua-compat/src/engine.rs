@@ -231,7 +231,7 @@ fn watch(engine: &Weak<Inner>, pid: u32) {
             return;
         }
         inner.watched_ms.store(now_ms(), Relaxed);
-        pace::in_pieces(|| inner.reload_if_changed());
+        pace::in_pieces(None, || inner.reload_if_changed());
     }
 }
 

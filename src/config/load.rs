@@ -1,5 +1,6 @@
 //! The hot files: read, parsed and checked together, or not at all.
 
+use super::pace;
 use super::prices::Prices;
 use super::problem::Problem;
 use crate::engine::catalog::Catalog;
@@ -68,7 +69,11 @@ impl Files {
             seen.policy = Some((path.clone(), version(&path)));
             policy.text = read(&path, &mut problems).unwrap_or_default().into();
         }
-        if problems.is_empty() { Ok(catalog) } else { Err(problems) }
+        if problems.is_empty() {
+            return Ok(catalog);
+        }
+        pace::free(catalog.models);
+        Err(problems)
     }
 
     fn read_prices(&self, text: String, problems: &mut Vec<Problem>) -> Arc<Prices> {

@@ -55,12 +55,16 @@ impl<'t> File<'t> {
 
     /// The document, or `None` after noting every syntax error.
     pub fn parse(&self) -> Option<Spanned<DeTable<'t>>> {
-        let (document, errors) = DeTable::parse_recoverable(self.text);
+        let (document, errors) = pace::unbroken(|| DeTable::parse_recoverable(self.text));
         for error in &errors {
             let what = format!("not TOML: {}", error.message());
             self.problem_at(error.span().map_or(0, |span| span.start), String::new(), what);
         }
-        errors.is_empty().then_some(document)
+        if errors.is_empty() {
+            return Some(document);
+        }
+        Self::close(document);
+        None
     }
 
     /// A reader over the whole document.

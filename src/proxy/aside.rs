@@ -1,44 +1,34 @@
 //! Work beside the requests that must not hold them up: on a thread that is nicer than theirs, in pieces ([`pace`]) where it says
-//! where it can rest, and beside a metronome for where it does not.
+//! where it can rest, and beside a metronome where it cannot.
 
-use crate::config::pace;
+use crate::config::pace::{self, Metronome};
 use crate::telemetry::log_lines::{self, Severity};
 use rustix::process::{getpriority_process, setpriority_process};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::Arc;
 
 /// How much nicer such work is: where everything is busy, a thread of requests gets nine times the time of it (sched(7), weights of nice
 /// values). Any more, and a reload would take longer than the second in which it should hold.
 const NICER: i32 = 10;
-
-/// How often the kernel is made to choose again between such work and a thread of requests that waits behind it. It does so whenever a
-/// thread wakes on that core, else at the ticks of its clock (4 ms at 250 Hz). Where there are other cores with nothing to do it may wake
-/// there, but so may the thread of requests.
-const BEAT: Duration = Duration::from_micros(200);
 
 /// Does `work` on a thread of its own that gives way to the others, and waits for it. Blocking; not for a worker. Where no thread can be
 /// had it is done on the caller's.
 pub fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let mut work = Some(work);
     let mut done = None;
+    let metronome = Arc::<Metronome>::default();
     let nicer = || {
         // On Linux a thread has a niceness of its own.
         if let Err(error) = getpriority_process(None).and_then(|now| setpriority_process(None, now + NICER)) {
             log_lines::event(Severity::Warn, "a reload does not give way to requests: setpriority(2) is refused", &error.to_string());
         }
-        done = work.take().map(|work| pace::in_pieces(work));
+        done = work.take().map(|work| pace::in_pieces(Some(metronome.clone()), work));
     };
-    let at_work = AtomicBool::new(true);
     std::thread::scope(|scope| {
         let aside = std::thread::Builder::new().name("aside".into()).spawn_scoped(scope, nicer);
-        // Where it cannot be had, pieces of work end with the clock's ticks.
-        let _ = std::thread::Builder::new().name("metronome".into()).spawn_scoped(scope, || {
-            while at_work.load(Ordering::Relaxed) {
-                std::thread::sleep(BEAT);
-            }
-        });
+        // Where it cannot be had, what cannot rest runs until the clock's tick.
+        let _ = std::thread::Builder::new().name("metronome".into()).spawn_scoped(scope, || metronome.run());
         let ended = aside.map(|aside| aside.join());
-        at_work.store(false, Ordering::Relaxed);
+        metronome.end();
         if let Ok(Err(panic)) = ended {
             std::panic::resume_unwind(panic);
         }
@@ -66,5 +56,6 @@ mod tests {
     #[test]
     fn a_panic_is_the_callers() {
         assert!(std::panic::catch_unwind(|| aside(|| panic!("as asked"))).is_err());
+        assert!(std::panic::catch_unwind(|| aside(|| pace::unbroken(|| panic!("as asked")))).is_err());
     }
 }
