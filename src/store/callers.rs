@@ -149,6 +149,15 @@ impl CallerKeys {
     pub fn by_id(&self, id: &str) -> Option<Arc<CallerKey>> {
         self.by_hash.pin().values().find(|held| *held.key.id == *id).map(|held| held.key.clone())
     }
+
+    /// Takes a key in, in the place of what was known of it.
+    fn put(&self, hash: [u8; 32], held: Held) {
+        let map = self.by_hash.pin();
+        if let Some(before) = map.get(&hash) {
+            held.key.last_use.follow(&before.key.last_use);
+        }
+        map.insert(hash, held);
+    }
 }
 
 impl Mirror for CallerKeys {
@@ -163,18 +172,14 @@ impl Mirror for CallerKeys {
         let mut seen = (!self.is_empty()).then(HashSet::<[u8; 32], BuildHasherDefault<FirstBytes>>::default);
         store.read(|connection| {
             let tx = connection.unchecked_transaction()?;
-            let map = self.by_hash.pin();
             let count: usize = tx.query_row("SELECT count(*) FROM keys", [], |row| row.get::<_, i64>(0))?.try_into().unwrap_or(0);
-            map.reserve(count);
+            self.by_hash.pin().reserve(count);
             keys::load(&tx, None, |loaded| {
                 if let Some(seen) = &mut seen {
                     seen.insert(loaded.hash);
                 }
                 let (hash, held) = names.held(loaded);
-                if let Some(before) = map.get(&hash) {
-                    held.key.last_use.follow(&before.key.last_use);
-                }
-                map.insert(hash, held);
+                self.put(hash, held);
             })
         })?;
         if let Some(seen) = seen {
@@ -188,13 +193,9 @@ impl Mirror for CallerKeys {
         let mut names = Names::default();
         store.read(|connection| {
             let tx = connection.unchecked_transaction()?;
-            let map = self.by_hash.pin();
             keys::load(&tx, Some(id), |loaded| {
                 let (hash, held) = names.held(loaded);
-                if let Some(before) = map.get(&hash) {
-                    held.key.last_use.follow(&before.key.last_use);
-                }
-                map.insert(hash, held);
+                self.put(hash, held);
             })
         })
     }

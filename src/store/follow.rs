@@ -26,8 +26,8 @@ pub trait Mirror: Send + Sync {
         }
         failed
     }
-    /// Called after every poll, for what goes the other way (times of last use). Decides by the clock whether it is due, and whether it is
-    /// again after a failure, which holds up nothing else; the last time of all it is told the end of time, so that everything is.
+    /// Called after every poll, for what goes the other way (times of last use). By the clock it decides what is due, and after a failure
+    /// when to try again; a failure holds up nothing else. The last call of all has the end of time for a clock: everything is due.
     fn tick(&self, _store: &Store, _now_ms: u64) -> Result<()> {
         Ok(())
     }
@@ -96,7 +96,7 @@ impl Drop for Follower {
 /// One poll; the new mark. When a row fails the others are still applied, and all of them again at the next poll: one that
 /// cannot be read must not keep a revocation behind it from taking effect.
 fn poll(store: &Store, mirrors: &[Arc<dyn Mirror>], since: i64) -> Result<i64> {
-    let until = match store.changes_since(since)? {
+    match store.changes_since(since)? {
         Changes::Rows { rows, until } => {
             let mut failed = Ok(());
             // In their order: an account's first credits are there before the key that came with them.
@@ -106,16 +106,15 @@ fn poll(store: &Store, mirrors: &[Arc<dyn Mirror>], since: i64) -> Result<i64> {
                     failed = failed.and(mirror.refresh_each(store, &ids));
                 }
             }
-            failed.map(|()| until)?
+            failed.map(|()| until)
         }
         Changes::Lost { until } => {
             for mirror in mirrors {
                 mirror.reload(store)?;
             }
-            until
+            Ok(until)
         }
-    };
-    Ok(until)
+    }
 }
 
 #[cfg(test)]
