@@ -268,8 +268,8 @@ impl<'a> Serving<'a> {
     }
 
     fn won(&mut self, mut winner: Try, loser: Option<&Try>, committed: Committed) -> Raced {
-        let now_ms = clock::now_ms();
-        let waited = winner.asked_at.elapsed();
+        let (now_ms, now) = (clock::now_ms(), Instant::now());
+        let waited = now.saturating_duration_since(winner.asked_at);
         winner.told.attempts = self.admitted.plan.attempts();
         winner.attempt.record_first_event(now_ms, waited.as_micros() as u64);
         self.admitted.plan.after(&winner.attempt, &Outcome::Ok, now_ms);
@@ -277,7 +277,7 @@ impl<'a> Serving<'a> {
         if let Some(loser) = loser {
             self.cancelled(loser, true);
         }
-        let total = self.head.started.elapsed();
+        let total = now.saturating_duration_since(self.head.started);
         winner.series.first_event.observe(total);
         winner.series.overhead.observe(total.saturating_sub(waited));
         if let Some(open) = self.admitted.settlement.open() {
