@@ -262,6 +262,25 @@ def test_an_opened_stream_that_fails_ends_with_an_error_event(world):
     assert weir.chat().status == 400
 
 
+def test_an_opened_stream_has_no_place_for_a_whole_answer(world):
+    """The provider did the work, so its tokens are in the row; its connection serves the next request."""
+    world.weir.settings["limits"] += "\nthreads = 1"
+    provider = world.provider("p", extra='heartbeat = "150ms"\n')
+    weir = world.model("m", "p").start()
+    gate = Gate()
+    provider.queue(Reply(before=[gate], headers=[("content-type", "application/json")], body=chat_answer()))
+    answer = weir.chat(stream=True)
+    answer.until(b": heartbeat\n\n")
+    gate.open()
+    (_, data), = events(answer.read())
+    assert json.loads(data)["error"]["message"] and b"[DONE]" not in answer.received
+    row = weir.row_of(answer)
+    assert (row["end"], row["usage_source"]) == ("failed", "upstream")
+    assert weir.metrics().sum("weir_attempts_total", provider="p", outcome="broken_off") == 1
+    assert weir.chat().status == 200
+    assert provider.connections == 1
+
+
 def test_no_comment_goes_into_an_event(world):
     provider = world.provider("p", extra='heartbeat = "100ms"\n')
     weir = world.model("m", "p").start()

@@ -519,15 +519,14 @@ def alone(world):
 
 
 def test_the_upstream_connection_is_reused_whatever_the_answer_was(alone):
+    """Each request but the first finds the connection of the one before."""
     error = json.dumps({"error": {"message": "It broke.", "type": "server_error"}}).encode()
-    for reply, status in [(whole(chat_answer()), 200), (whole(error), 502), (whole(b"no JSON"), 502), (whole(chat_answer()), 200)]:
-        alone.openai.queue(reply)
-        answer = alone.weir.chat()
+    answers = [(chat_answer(), 200, False), (error, 502, False), (b"no JSON", 502, False), (chat_answer(), 200, True), (chat_answer(), 200, False)]
+    for body, status, asks_for_a_stream in answers:
+        alone.openai.queue(whole(body))
+        answer = alone.weir.chat(stream=asks_for_a_stream)
         answer.read()
         assert answer.status == status
-    # Asked for a stream, it answers without one.
-    alone.openai.queue(whole(chat_answer()))
-    assert alone.weir.chat(stream=True).status == 200
     assert alone.openai.connections == 1
 
 
