@@ -2,8 +2,8 @@
 //!
 //! A request reserves and settles in memory ([`Account`]); its row reaches the database a moment later, and with the next
 //! [roll-up](store::ledger::rollup) it is charged in these tables. What the database holds beyond what this process put there itself
-//! (grants by a command, charges of an old server that still drains) comes in with [`Accounts::refresh`], which rolls up first, compares
-//! what is stored with what is known here and applies the difference.
+//! (grants by a command, charges of an old server that still drains) comes in with [`Accounts::refresh`], which compares what is stored
+//! with what is known here and applies the difference.
 //!
 //! Invariant, checked by [`verify`]: balance = grants − charges of the rows that were taken from the balance.
 
@@ -16,6 +16,7 @@ use crate::store::ledger::store_rows::Charges;
 use crate::store::{self, Store, Topic};
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -71,6 +72,9 @@ struct Known {
     /// This month's charges and the month's before.
     months: [(MonthIndex, i64); 2],
 }
+
+/// What the database has of some accounts.
+type Found<'i> = HashMap<&'i str, store::Result<Known>>;
 
 /// While this lives, this process stores no rows but its holder's ([`Accounts::flushing`]), and those of dead processes, which are in no
 /// balance here.
@@ -130,7 +134,7 @@ pub fn verify(connection: &Connection) -> store::Result<Vec<String>> {
         "SELECT id, granted, charged,
             (SELECT sum(amount) FROM grants WHERE account = accounts.id),
             (SELECT coalesce(sum(charge), 0) FROM ledger
-             WHERE account = accounts.id AND reserved IS NOT NULL AND id <= (SELECT through FROM rolled_up))
+             WHERE account = accounts.id AND reserved IS NOT NULL AND id NOT IN (SELECT id FROM unrolled_rows))
          FROM accounts",
     )?;
     let mut rows = balances.query([])?;
@@ -143,7 +147,7 @@ pub fn verify(connection: &Connection) -> store::Result<Vec<String>> {
     }
     let (months, all): (i64, i64) = connection.query_row(
         "SELECT (SELECT coalesce(sum(charged), 0) FROM months_charged),
-            (SELECT coalesce(sum(charge), 0) FROM ledger WHERE id <= (SELECT through FROM rolled_up))",
+            (SELECT coalesce(sum(charge), 0) FROM ledger WHERE id NOT IN (SELECT id FROM unrolled_rows))",
         [],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
@@ -200,17 +204,15 @@ impl Accounts {
     }
 
     /// Takes in what the database has of some accounts and this process did not put there. Blocking: it waits for rows that are
-    /// being stored, and rolls them up. A [`Follower`](store::follow::Follower) calls it for every change.
+    /// being stored, and rolls up what other processes stored. A [`Follower`](store::follow::Follower) calls it for every change.
     pub fn refresh<I: AsRef<str>>(&self, store: &Store, ids: &[I], now_ms: u64) -> store::Result<()> {
         let month = MonthIndex::of_ms(now_ms);
         let mut failed = Ok(());
         for ids in ids.chunks(REFRESHED_AT_ONCE) {
             let mut flushing = self.flushing();
-            let read = |connection: &Connection| Ok(ids.iter().map(|id| Known::read(connection, id.as_ref(), month)).collect());
-            let found: Vec<store::Result<Known>> = flushing.rolled_up(store, read)?;
-            for (id, found) in ids.iter().zip(found) {
+            for (id, found) in flushing.known(store, ids, month)? {
                 // The others are taken in all the same.
-                failed = failed.and(found.map(|found| self.entry(id.as_ref()).take_in(found)));
+                failed = failed.and(found.map(|found| self.entry(id).take_in(found)));
             }
         }
         failed
@@ -252,8 +254,33 @@ impl Flushing<'_> {
 
     /// Brings the roll-ups, and with them the accounts, up to the last row.
     pub(crate) fn roll(&mut self, store: &Store) -> store::Result<()> {
-        let ahead = std::mem::take(&mut *self.ahead);
-        store.write(|tx| rollup::roll(tx, &ahead))
+        rollup::roll(store, &mut self.ahead)
+    }
+
+    /// A piece of [`Flushing::roll`]; whether another should follow soon.
+    pub(crate) fn roll_some(&mut self, store: &Store) -> store::Result<bool> {
+        rollup::roll_some(store, &mut self.ahead)
+    }
+
+    /// What was granted and charged to some accounts by all rows that are stored.
+    fn known<'i, I: AsRef<str>>(&mut self, store: &Store, ids: &'i [I], month: MonthIndex) -> store::Result<Found<'i>> {
+        let read = |connection: &Connection| -> Found<'i> {
+            ids.iter().map(|id| (id.as_ref(), Known::read(connection, id.as_ref(), month))).collect()
+        };
+        let found = store.read(|connection| {
+            let tx = connection.unchecked_transaction()?;
+            let mut found = read(&tx);
+            let all = self.ahead.unrolled(&tx, |account, month, charge, from_balance| {
+                if let Some(Ok(known)) = found.get_mut(account) {
+                    known.charge(month, charge, from_balance);
+                }
+            })?;
+            Ok(all.then_some(found))
+        })?;
+        match found {
+            Some(found) => Ok(found),
+            None => self.rolled_up(store, |connection| Ok(read(connection))),
+        }
     }
 
     /// Asks the database when every row in it is rolled up. If that fails, the rows are read from the ledger the next time.
@@ -264,14 +291,13 @@ impl Flushing<'_> {
         };
         for _ in 0..ROLLED_BEFORE {
             if let Some(answer) = store.read(ask_when_done)? {
-                *self.ahead = Ahead::default();
                 return Ok(answer);
             }
             self.roll(store)?;
         }
         // Another process stores rows all the time.
         store.write(|tx| {
-            rollup::roll(tx, &Ahead::default())?;
+            rollup::roll_within(tx)?;
             ask(tx)
         })
     }
@@ -353,6 +379,14 @@ impl Known {
                 .unwrap_or(0);
         }
         Ok(Known { granted, charged, months })
+    }
+
+    /// Adds what is not in the database's sums yet.
+    fn charge(&mut self, month: MonthIndex, charge: i64, from_balance: i64) {
+        self.charged = self.charged.saturating_add(from_balance);
+        if let Some((_, sum)) = self.months.iter_mut().find(|(at, _)| *at == month) {
+            *sum = sum.saturating_add(charge);
+        }
     }
 
     fn balance(&self) -> Option<Credits> {

@@ -31,6 +31,7 @@ const MIGRATIONS: &[&[&str]] = &[
     &[CHANGES, keys::TABLES, vault::TABLES, audit::TABLES, ledger::TABLES, accounts::TABLES],
     &[ledger::THROUGH],
     &[ledger::CHARGED_LATER],
+    &[ledger::IN_PIECES],
 ];
 
 /// The store. Cheap to clone; the file is closed with the last clone.
@@ -213,7 +214,7 @@ mod tests {
         assert!(old.execute_batch("UPDATE rollup SET rows = rows + 1").is_err());
         let found: (i64, i64) = store
             .read(|connection| {
-                let query = "SELECT through, (SELECT count(*) FROM unrolled) FROM rolled_up";
+                let query = "SELECT through, (SELECT count(*) FROM unrolled) FROM rolling";
                 Ok(connection.query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?)))?)
             })
             .unwrap();
@@ -262,6 +263,30 @@ mod tests {
         assert_eq!((balances.balance.map(|balance| balance.0), balances.used_this_month.0), (Some(88), 11));
         assert_eq!(sums(charged), "12 12,11");
         assert_eq!(store.read(accounts::verify).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_older_version_stores_rows_but_rolls_none_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weir.db");
+        let old = Connection::open(&path).unwrap();
+        MIGRATIONS[..3].iter().flat_map(|version| *version).for_each(|part| old.execute_batch(part).unwrap());
+        let row = |id: u32| {
+            let zeros = vec!["0"; ledger::store_rows::ROW_COLUMNS_COUNT - 3].join(", ");
+            old.execute_batch(&format!("INSERT INTO ledger VALUES ({id}, 'r{id}', 1, {id}, 5, 'acme', {zeros})"))
+        };
+        (1..=3).for_each(|id| row(id).unwrap());
+        old.execute_batch("UPDATE rolled_up SET through = 2; PRAGMA user_version = 3").unwrap();
+        let store = Store::open(&format!("sqlite:{}", path.display())).unwrap();
+        row(4).unwrap();
+        assert!(old.execute_batch("UPDATE rolled_up SET through = 4").is_err());
+        let found: (i64, i64, i64) = store
+            .read(|connection| {
+                let query = "SELECT through, until, (SELECT sum(rows) FROM unrolled) FROM rolling";
+                Ok(connection.query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?)
+            })
+            .unwrap();
+        assert_eq!(found, (2, 2, 2));
     }
 
     #[test]

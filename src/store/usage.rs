@@ -324,11 +324,12 @@ pub fn retire(store: &Store, before_ms: u64) -> store::Result<usize> {
         let gone = tx
             .prepare_cached(
                 "DELETE FROM ledger WHERE id IN (SELECT id FROM ledger ORDER BY id LIMIT ?1) AND started_ms < ?2
-                 AND id < coalesce((SELECT min(ledger_id) FROM outbox), 9223372036854775807) AND id <= (SELECT through FROM rolled_up)",
+                 AND id < coalesce((SELECT min(ledger_id) FROM outbox), 9223372036854775807) AND id <= (SELECT through FROM rolling)",
             )?
             .execute(params![RETENTION_STEP_ROWS, before])?;
         // Ids are given anew from the largest on that is left.
-        tx.prepare_cached("UPDATE rolled_up SET through = min(through, (SELECT coalesce(max(id), 0) FROM ledger))")?.execute([])?;
+        let last: i64 = tx.prepare_cached("SELECT coalesce(max(id), 0) FROM ledger")?.query_row([], |row| row.get(0))?;
+        tx.prepare_cached("UPDATE rolling SET through = min(through, ?1), until = min(until, ?1)")?.execute([last])?;
         Ok(gone)
     })
 }

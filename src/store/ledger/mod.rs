@@ -15,7 +15,7 @@ pub mod row;
 pub(crate) mod store_rows;
 mod worker;
 
-pub use rollup::{CHARGED_LATER, THROUGH};
+pub use rollup::{CHARGED_LATER, IN_PIECES, THROUGH};
 pub use row::{End, Facts, Outcome, Row};
 pub use store_rows::TABLES;
 

@@ -2,15 +2,20 @@
 //! was charged ([`accounts`](store::accounts)).
 //!
 //! A row is in the ledger a tenth of a second after its request; its sums go into the roll-ups with those of ten seconds, because a
-//! cell then takes many rows at once: where requests are spread over thousands of models or keys, a tenth of a second has nearly as
-//! many cells as rows, each on another page, and a page costs more than a row does. `rolled_up.through` is the last row that is in the
-//! roll-ups. Those behind it are read from the ledger by whoever asks (the view `unrolled`), or rolled up first where an account is
-//! looked at, so no answer lacks any, and whichever process rolls next finds them there, after a crash as well.
+//! cell then takes many rows at once, and a page many cells: where requests are spread over thousands of models or keys, a tenth of a
+//! second has nearly as many cells as rows, each on another page, and a page costs more than a row does. They go in piece by piece, in
+//! the order of the table, so that nobody waits for the database longer than a piece takes.
+//!
+//! The one row of `rolling` is where that stands: the rows up to `through` are in the roll-ups, those behind it up to `until` are
+//! going in, and of these the ones whose cell is not behind the named one are in. The others (the view `unrolled`) are read from the
+//! ledger by whoever asks, or known here ([`Ahead`]) where an account is looked at, so no answer lacks any; and whichever process rolls
+//! next finds them there, after a crash in the midst of it as well.
 
 use super::store_rows::{self, Charges, ROW_COLUMNS, cost_of, integer, read_row};
-use super::{BATCH_ROWS, End, Row};
+use super::{End, Row};
+use crate::engine::budget::MonthIndex;
 use crate::engine::usage::Bucket;
-use crate::store::{self, calendar};
+use crate::store::{self, Store, calendar};
 use rusqlite::{Connection, Transaction, params};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
@@ -20,9 +25,16 @@ use std::time::Duration;
 /// How often rows go into the roll-ups.
 pub(super) const ROLL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Cells that are summed in memory before they go into the roll-ups ahead of time: 12 MB, and a quarter of a second of the
-/// database's time, for which accounts that were changed by others wait.
-pub(super) const CELLS_MAX: usize = 32_768;
+/// Cells that are summed in memory before they go into the roll-ups ahead of time: 56 MB, and as much again while those before are
+/// still going in.
+pub(super) const CELLS_MAX: usize = 131_072;
+
+/// Cells that go into the roll-ups in one transaction: some hundredths of a second of the database's time. More than a batch has rows
+/// ([`BATCH_ROWS`](super::BATCH_ROWS)), so that with one piece after each batch all are in before as many wait again.
+pub(super) const PIECE_CELLS: usize = 4096;
+
+/// Rows that are read from the ledger at once where they are not known here.
+const READ_ROWS: i64 = 32_768;
 
 /// What came after [`TABLES`](super::TABLES). The sums have another name than there: a server of the version before, which still
 /// runs while this one takes over, would add its rows itself, and they would be added again. So it cannot store them; they stay in
@@ -56,6 +68,35 @@ UPDATE months_charged SET charged = charged - early.charge FROM
     (SELECT account, month, sum(charge) AS charge FROM early GROUP BY account, month) AS early
     WHERE months_charged.account = early.account AND months_charged.month = early.month;
 DROP TABLE early;
+";
+
+/// What came after [`CHARGED_LATER`]: roll-ups in pieces. The mark has another name again, so that a server of the version before can
+/// store rows, but not roll up what is half in.
+pub const IN_PIECES: &str = "
+CREATE TABLE rolling (
+    through      INTEGER NOT NULL,
+    until        INTEGER NOT NULL,
+    at_day       INTEGER NOT NULL,
+    at_account   TEXT NOT NULL,
+    at_key_id    TEXT NOT NULL,
+    at_model     TEXT NOT NULL,
+    at_provider  TEXT NOT NULL,
+    at_level     TEXT NOT NULL
+);
+INSERT INTO rolling SELECT through, through, 0, '', '', '', '', '' FROM rolled_up;
+DROP VIEW unrolled;
+DROP TABLE rolled_up;
+CREATE VIEW unrolled_rows AS SELECT ledger.* FROM rolling CROSS JOIN ledger
+    WHERE ledger.id > rolling.through AND (ledger.id > rolling.until OR
+    (started_ms / 86400000, account, key_id, coalesce(model, ''), coalesce(provider, ''), coalesce(level, '')) >
+    (at_day, at_account, at_key_id, at_model, at_provider, at_level));
+CREATE VIEW unrolled AS SELECT
+    started_ms / 86400000 AS day, account, key_id, coalesce(model, '') AS model, coalesce(provider, '') AS provider,
+    coalesce(level, '') AS level, 1 AS rows, \"end\" = 0 AS complete, \"end\" = 1 AS failed, \"end\" = 2 AS cancelled,
+    \"end\" = 3 AS refused, was_fallback AS fallbacks, byok, cost, charge, coalesce(first_event_ms, 0) AS first_event_ms,
+    first_event_ms IS NOT NULL AS first_events, duration_ms, input, image_input, audio_input, cached_input, cached_audio_input,
+    cache_write_5m, cache_write_1h, output, reasoning, audio_output, image_output, milliseconds, images, requests, web_searches
+    FROM unrolled_rows;
 ";
 
 const KEYS: [&str; 6] = ["day", "account", "key_id", "model", "provider", "level"];
@@ -101,7 +142,7 @@ static ADD: LazyLock<String> = LazyLock::new(|| {
     format!("INSERT INTO totals ({columns}) VALUES ({marks}) ON CONFLICT ({}) DO UPDATE SET {sums}", KEYS.join(", "))
 });
 
-static READ: LazyLock<String> = LazyLock::new(|| format!("SELECT id, {ROW_COLUMNS} FROM ledger WHERE id > ? ORDER BY id LIMIT ?"));
+static READ: LazyLock<String> = LazyLock::new(|| format!("SELECT {ROW_COLUMNS} FROM ledger WHERE id > ? AND id <= ?"));
 
 type Sums = [i64; ROLLUP_SUMS.len()];
 
@@ -114,17 +155,108 @@ struct Cell {
 
 /// Sums by what they are about. In boxes: a hash table has twice the places that it uses.
 type Cells = FxHashMap<Owned, Box<Cell>>;
-/// Day, model, provider and level: a cell of all accounts and keys.
+/// Day, model, provider and level (no empty texts): a cell of all accounts and keys.
 type Common = (i64, Option<Arc<str>>, Option<Arc<str>>, Option<Arc<str>>);
 /// Account, key, and the rest: a cell of one key.
 type Owned = (Arc<str>, Arc<str>, Common);
 
-/// Sums of the rows that this process stored since it last rolled, so that they need not be read again.
+/// The columns [`KEYS`] of a cell; in their order the table's is.
+type Place<'a> = (i64, [&'a str; 5]);
+
+fn place_of((account, key_id, (day, model, provider, level)): &Owned) -> Place<'_> {
+    let [model, provider, level] = [model, provider, level].map(|text| text.as_deref().unwrap_or(""));
+    (*day, [account, key_id, model, provider, level])
+}
+
+/// What this process knows of the rows that are in no roll-up, so that they need not be read again.
 #[derive(Debug, Default)]
 pub(crate) struct Ahead {
+    /// What is going in.
+    going: Option<Range>,
+    /// Sums of the rows that this process stored since then.
     cells: Cells,
     first: i64,
     rows: i64,
+}
+
+/// Every row behind `through` and up to `until`, as cells in the table's order.
+#[derive(Debug)]
+struct Range {
+    through: i64,
+    until: i64,
+    cells: Vec<(Owned, Box<Cell>)>,
+}
+
+/// Where the roll-ups stand: the row of `rolling`, and the ledger's last.
+#[derive(Debug)]
+struct Mark {
+    through: i64,
+    until: i64,
+    day: i64,
+    texts: [String; 5],
+    last: i64,
+}
+
+impl Mark {
+    fn read(connection: &Connection) -> store::Result<Mark> {
+        let query = "SELECT *, (SELECT coalesce(max(id), 0) FROM ledger) FROM rolling";
+        Ok(connection.prepare_cached(query)?.query_row([], |row| {
+            let texts = [row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?, row.get(7)?];
+            Ok(Mark { through: row.get(0)?, until: row.get(1)?, day: row.get(2)?, texts, last: row.get(8)? })
+        })?)
+    }
+
+    /// Sets all but `last`.
+    fn write(tx: &Transaction<'_>, through: i64, until: i64, (day, texts): Place<'_>) -> store::Result<()> {
+        let [account, key_id, model, provider, level] = texts;
+        tx.prepare_cached(
+            "UPDATE rolling SET through = ?, until = ?, at_day = ?, at_account = ?, at_key_id = ?, at_model = ?, at_provider = ?, at_level = ?",
+        )?
+        .execute(params![through, until, day, account, key_id, model, provider, level])?;
+        Ok(())
+    }
+
+    /// Some cells of a range are in and others are not.
+    fn is_amid(&self) -> bool {
+        self.until > self.through
+    }
+
+    fn is_done(&self) -> bool {
+        self.through == self.last
+    }
+
+    fn place(&self) -> Place<'_> {
+        (self.day, self.texts.each_ref().map(String::as_str))
+    }
+}
+
+impl Range {
+    fn new(through: i64, until: i64, cells: Cells) -> Range {
+        let mut cells: Vec<_> = cells.into_iter().collect();
+        cells.sort_unstable_by(|(one, _), (other, _)| place_of(one).cmp(&place_of(other)));
+        Range { through, until, cells }
+    }
+
+    fn read(connection: &Connection, through: i64, until: i64) -> store::Result<Range> {
+        let mut cells = Cells::default();
+        let mut read = connection.prepare_cached(&READ)?;
+        let mut rows = read.query([through, until])?;
+        while let Some(row) = rows.next()? {
+            add_row(&mut cells, &read_row(row, 0)?);
+        }
+        Ok(Range::new(through, until, cells))
+    }
+
+    /// It is what goes in next.
+    fn is_next(&self, mark: &Mark) -> bool {
+        self.through == mark.through && (self.until == mark.until || !mark.is_amid())
+    }
+
+    /// The cells that are not in.
+    fn rest(&self, mark: &Mark) -> &[(Owned, Box<Cell>)] {
+        let begin = if mark.is_amid() { self.cells.partition_point(|(cell, _)| place_of(cell) <= mark.place()) } else { 0 };
+        &self.cells[begin..]
+    }
 }
 
 impl Ahead {
@@ -142,58 +274,126 @@ impl Ahead {
         self.cells.len() >= CELLS_MAX
     }
 
-    /// It has every row behind `through`, and no other: another process may have stored some between, or rolled these.
+    /// Its own rows are those behind `through` and no others: another process may have stored some between, or rolled these.
     fn is_all(&self, through: i64, last: i64) -> bool {
-        self.first == through + 1 && last == through + self.rows
+        last == through + self.rows && (self.rows == 0 || self.first == through + 1)
+    }
+
+    /// Brings the next piece into the roll-ups. Rows that are not known here are read from the ledger. After an error, or when the
+    /// transaction is not committed, it is to be dropped.
+    fn step(&mut self, tx: &Transaction<'_>) -> store::Result<Step> {
+        let mark = Mark::read(tx)?;
+        let range = match self.going.take().filter(|range| range.is_next(&mark)) {
+            Some(range) => range,
+            None => match self.next(tx, &mark)? {
+                Some(range) => range,
+                None => return Ok(Step { more: false, through: mark.through, last: mark.last }),
+            },
+        };
+        let rest = range.rest(&mark);
+        let piece = &rest[..rest.len().min(PIECE_CELLS)];
+        add(tx, piece)?;
+        if let Some((cell, _)) = piece.last().filter(|_| piece.len() < rest.len()) {
+            Mark::write(tx, range.through, range.until, place_of(cell))?;
+            let through = range.through;
+            self.going = Some(range);
+            return Ok(Step { more: true, through, last: mark.last });
+        }
+        Mark::write(tx, range.until, range.until, Place::default())?;
+        Ok(Step { more: !self.is_all(range.until, mark.last), through: range.until, last: mark.last })
+    }
+
+    /// What goes in after what is in.
+    fn next(&mut self, tx: &Transaction<'_>, mark: &Mark) -> store::Result<Option<Range>> {
+        let known = std::mem::take(self);
+        if mark.is_amid() {
+            // Somebody ended in the midst of it, or is still at it: then both go on from wherever the other is.
+            return Range::read(tx, mark.through, mark.until).map(Some);
+        }
+        if mark.is_done() {
+            return Ok(None);
+        }
+        if known.is_all(mark.through, mark.last) {
+            return Ok(Some(Range::new(mark.through, mark.last, known.cells)));
+        }
+        Range::read(tx, mark.through, mark.last.min(mark.through + READ_ROWS)).map(Some)
+    }
+
+    /// Calls `each` with account, month, charge and what of it was taken from the balance, for everything that is in no roll-up;
+    /// `false`: not all of that is known here.
+    pub(crate) fn unrolled(&self, connection: &Connection, mut each: impl FnMut(&str, MonthIndex, i64, i64)) -> store::Result<bool> {
+        let mark = Mark::read(connection)?;
+        let (going, through) = match &self.going {
+            Some(range) if range.is_next(&mark) => (range.rest(&mark), range.until),
+            _ if mark.is_amid() => return Ok(false),
+            _ => (&[][..], mark.through),
+        };
+        if !self.is_all(through, mark.last) {
+            return Ok(false);
+        }
+        for ((account, _, common), cell) in going.iter().map(|(of, cell)| (of, cell)).chain(&self.cells) {
+            each(account, calendar::month_of_day(common.0), cell.sums[CHARGE], cell.from_balance);
+        }
+        Ok(true)
     }
 }
 
-/// The last row that is in the roll-ups, and the last there is.
-fn marks(connection: &Connection) -> store::Result<(i64, i64)> {
-    Ok(connection
-        .prepare_cached("SELECT through, (SELECT coalesce(max(id), 0) FROM ledger) FROM rolled_up")?
-        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?)
+/// What a piece came to.
+struct Step {
+    /// There are others that should not wait until more rows came: cells of the same rows, or rows that are not known here.
+    more: bool,
+    /// The rows up to this one are in.
+    through: i64,
+    /// The last there is.
+    last: i64,
 }
 
 /// Every row is in the roll-ups.
 pub(crate) fn is_done(connection: &Connection) -> store::Result<bool> {
-    let (through, last) = marks(connection)?;
-    Ok(through == last)
+    Ok(Mark::read(connection)?.is_done())
 }
 
-/// Adds the rows that are in no roll-up yet: from `ahead`, if it has just these, else from the ledger.
-pub(crate) fn roll(tx: &Transaction<'_>, ahead: &Ahead) -> store::Result<()> {
-    let (mut through, last) = marks(tx)?;
-    if through == last {
-        return Ok(());
+/// Adds some of the rows that are in no roll-up yet, in a transaction of its own; whether more should follow soon.
+pub(crate) fn roll_some(store: &Store, ahead: &mut Ahead) -> store::Result<bool> {
+    Ok(step(store, ahead)?.more)
+}
+
+/// Adds every row that is there now and in no roll-up yet, in as many transactions as it takes.
+pub(crate) fn roll(store: &Store, ahead: &mut Ahead) -> store::Result<()> {
+    let first = step(store, ahead)?;
+    let mut through = first.through;
+    while through < first.last {
+        through = step(store, ahead)?.through;
     }
-    if ahead.is_all(through, last) {
-        add(tx, &ahead.cells)?;
-        through = last;
-    }
-    while through < last {
-        let mut cells = Cells::default();
-        let mut read = tx.prepare_cached(&READ)?;
-        let mut rows = read.query(params![through, integer(BATCH_ROWS as u64)])?;
-        while let Some(row) = rows.next()? {
-            through = row.get(0)?;
-            add_row(&mut cells, &read_row(row, 1)?);
-        }
-        add(tx, &cells)?;
-    }
-    tx.prepare_cached("UPDATE rolled_up SET through = ?")?.execute([through])?;
     Ok(())
 }
 
-fn add(tx: &Transaction<'_>, cells: &Cells) -> store::Result<()> {
+/// The same in one transaction.
+pub(crate) fn roll_within(tx: &Transaction<'_>) -> store::Result<()> {
+    let mut ahead = Ahead::default();
+    loop {
+        let step = ahead.step(tx)?;
+        if step.through == step.last {
+            return Ok(());
+        }
+    }
+}
+
+fn step(store: &Store, ahead: &mut Ahead) -> store::Result<Step> {
+    let step = store.write(|tx| ahead.step(tx));
+    if step.is_err() {
+        *ahead = Ahead::default();
+    }
+    step
+}
+
+fn add(tx: &Transaction<'_>, cells: &[(Owned, Box<Cell>)]) -> store::Result<()> {
     let mut everyone: BTreeMap<&Common, Sums> = BTreeMap::new();
     let mut charges = Charges::default();
     let mut statement = tx.prepare_cached(&ADD)?;
-    let mut upsert = |account: &str, key_id: &str, common: &Common, sums: &Sums| {
-        let (day, model, provider, level) = common;
-        let [model, provider, level] = [model, provider, level].map(|text| text.as_deref().unwrap_or(""));
+    let mut upsert = |(day, texts): Place<'_>, sums: &Sums| {
         statement.raw_bind_parameter(1, day)?;
-        for (place, text) in [account, key_id, model, provider, level].into_iter().enumerate() {
+        for (place, text) in texts.into_iter().enumerate() {
             statement.raw_bind_parameter(2 + place, text)?;
         }
         for (place, sum) in sums.iter().enumerate() {
@@ -201,23 +401,25 @@ fn add(tx: &Transaction<'_>, cells: &Cells) -> store::Result<()> {
         }
         statement.raw_execute()
     };
-    // In the order of the table, so that a page of it is sought once.
-    let mut cells: Vec<_> = cells.iter().collect();
-    cells.sort_unstable_by_key(|((account, key_id, common), _)| (common.0, account, key_id));
-    for ((account, key_id, common), cell) in cells {
-        upsert(account, key_id, common, &cell.sums)?;
+    for (of, cell) in cells {
+        let (account, _, common) = of;
+        upsert(place_of(of), &cell.sums)?;
         add_sums(everyone.entry(common).or_insert([0; ROLLUP_SUMS.len()]), &cell.sums);
         store_rows::add_charge(&mut charges, account, calendar::month_of_day(common.0), cell.sums[CHARGE], cell.from_balance);
     }
+    let nobody: Arc<str> = Arc::from("");
     for (common, sums) in everyone {
-        upsert("", "", common, &sums)?;
+        upsert(place_of(&(nobody.clone(), nobody.clone(), common.clone())), &sums)?;
     }
     store::accounts::charge(tx, &charges)
 }
 
 fn add_row(cells: &mut Cells, row: &Row) {
     let Row { facts, outcome } = row;
-    let common = (calendar::day_of(facts.started_ms), outcome.model.clone(), outcome.provider.clone(), facts.level.clone());
+    // In the table an empty text is none.
+    let [model, provider, level] =
+        [&outcome.model, &outcome.provider, &facts.level].map(|text| text.clone().filter(|text| !text.is_empty()));
+    let common = (calendar::day_of(facts.started_ms), model, provider, level);
     let is = |end: End| i64::from(outcome.end == end);
     let head = [
         1,

@@ -35,28 +35,30 @@ pub(super) fn spawn(inner: &Arc<Inner>) -> io::Result<Vec<JoinHandle<()>>> {
 
 fn run_batches(inner: &Inner) {
     let mut backlog = Vec::new();
-    let mut roll_due = Instant::now() + ROLL_INTERVAL;
+    let mut rolling = Rolling { due: Instant::now() + ROLL_INTERVAL, more: false };
     while let Some(round) = inner.batches.begin(BATCH_INTERVAL) {
         collect(inner, &mut backlog);
-        if store_backlog(inner, &mut backlog) {
+        let idle = backlog.is_empty();
+        if store_backlog(inner, &mut backlog, &mut rolling) {
             round.done();
         } else {
             round.failed();
             std::thread::sleep(RETRY_INTERVAL);
         }
-        if Instant::now() >= roll_due {
-            roll_due = Instant::now() + ROLL_INTERVAL;
-            roll(inner, inner.accounts.flushing());
+        if idle {
+            rolling.go_on(inner, &mut inner.accounts.flushing());
         }
     }
     for _ in 0..SHUTDOWN_ATTEMPTS {
         collect(inner, &mut backlog);
-        if store_backlog(inner, &mut backlog) {
+        if store_backlog(inner, &mut backlog, &mut rolling) {
             break;
         }
         std::thread::sleep(RETRY_INTERVAL);
     }
-    roll(inner, inner.accounts.flushing());
+    if let Err(error) = inner.accounts.flushing().roll(&inner.store) {
+        log::warn!("ledger: the roll-ups wait for the next start: {error}");
+    }
     if let Some(shard) = inner.closed.first() {
         // Rows that are left keep their segments: the journal stays for the next start.
         shard.lock().append(&mut backlog);
@@ -74,8 +76,9 @@ fn collect(inner: &Inner, backlog: &mut Vec<Pending>) {
     backlog[before..].sort_by_key(|pending| pending.row.facts.started_ms.saturating_add(pending.row.outcome.duration_ms));
 }
 
-/// Stores everything, batch by batch; `false`: the database did not take it and the rest is kept.
-fn store_backlog(inner: &Inner, backlog: &mut Vec<Pending>) -> bool {
+/// Stores everything, batch by batch, and a piece of the roll-ups after each; `false`: the database did not take it and the rest is
+/// kept.
+fn store_backlog(inner: &Inner, backlog: &mut Vec<Pending>, rolling: &mut Rolling) -> bool {
     while !backlog.is_empty() {
         let count = backlog.len().min(BATCH_ROWS);
         let tell = inner.shared.load(Ordering::Relaxed);
@@ -90,9 +93,7 @@ fn store_backlog(inner: &Inner, backlog: &mut Vec<Pending>) -> bool {
                 inner.store_stuck.store(false, Ordering::Relaxed);
                 inner.stored.lock().extend(backlog.drain(..count).flat_map(|pending| pending.segments).flatten());
                 inner.pending.fetch_sub(count, Ordering::Relaxed);
-                if flushing.is_full() {
-                    roll(inner, flushing);
-                }
+                rolling.go_on(inner, &mut flushing);
             }
             Err(error) => {
                 if !inner.store_stuck.swap(true, Ordering::Relaxed) {
@@ -105,10 +106,27 @@ fn store_backlog(inner: &Inner, backlog: &mut Vec<Pending>) -> bool {
     true
 }
 
-/// Brings the roll-ups up to the last row. Nothing waits for it: what cannot be done now is done the next time.
-fn roll(inner: &Inner, mut flushing: Flushing<'_>) {
-    if let Err(error) = flushing.roll(&inner.store) {
-        log::warn!("ledger: the roll-ups wait: {error}");
+/// When the roll-ups take rows.
+struct Rolling {
+    /// When they begin anew.
+    due: Instant,
+    /// They are in the midst of it.
+    more: bool,
+}
+
+impl Rolling {
+    /// Brings a piece of what is due into the roll-ups. Nothing waits for it: what cannot be done now is done the next time.
+    fn go_on(&mut self, inner: &Inner, flushing: &mut Flushing<'_>) {
+        if flushing.is_full() || Instant::now() >= self.due {
+            self.due = Instant::now() + ROLL_INTERVAL;
+            self.more = true;
+        }
+        if self.more {
+            self.more = flushing.roll_some(&inner.store).unwrap_or_else(|error| {
+                log::warn!("ledger: the roll-ups wait: {error}");
+                false
+            });
+        }
     }
 }
 

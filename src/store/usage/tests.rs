@@ -34,7 +34,7 @@ const ROWS: [(u64, &str, &str, i64); 6] = [
 
 /// As if nothing had been rolled up yet.
 fn unroll(store: &Store) {
-    store.write(|tx| Ok(tx.execute_batch("DELETE FROM totals; UPDATE rolled_up SET through = 0")?)).unwrap();
+    store.write(|tx| Ok(tx.execute_batch("DELETE FROM totals; UPDATE rolling SET through = 0, until = 0")?)).unwrap();
 }
 
 fn lines(by: By, account: Option<&str>, since: &str) -> Vec<(String, u64, i128)> {

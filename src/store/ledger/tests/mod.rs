@@ -368,8 +368,7 @@ fn each_row_is_rolled_up_once_whoever_stored_it() {
     let folder = tempfile::tempdir().unwrap();
     let store = store_in(folder.path());
     let roll = |ahead: &mut Ahead| {
-        store.write(|tx| rollup::roll(tx, ahead)).unwrap();
-        *ahead = Ahead::default();
+        rollup::roll(&store, ahead).unwrap();
         assert_consistent(&store);
     };
     let (mut one, mut other) = (Ahead::default(), Ahead::default());
@@ -401,6 +400,135 @@ fn each_row_is_rolled_up_once_whoever_stored_it() {
     store_rows_of(&store, &mut one, &["k"]);
     roll(&mut one);
     assert_eq!(rolled(&store), (10, 0));
+}
+
+/// Stores a row of each of `count` keys as a process does that has `ahead`.
+fn store_keys_of(store: &Store, ahead: &mut Ahead, name: &str, count: usize) {
+    let rows: Vec<_> = (0..count)
+        .map(|n| {
+            let mut pending = pending(&format!("{name}{n}"), 3);
+            pending.row.facts.key_id = format!("{name}{n}").into();
+            pending.row.facts.account = format!("account{}", n % 3).into();
+            // Empty and absent are one cell of the table.
+            pending.row.facts.level = (n % 2 == 0).then(|| "".into());
+            pending
+        })
+        .collect();
+    let stored = store.write(|tx| store_rows::store(tx, &rows, &[], false)).unwrap();
+    rows.iter().zip(stored.inserted).for_each(|(pending, id)| ahead.add(id.unwrap(), &pending.row));
+}
+
+#[test]
+fn many_cells_go_in_piece_by_piece_whoever_goes_on() {
+    const PIECE: i64 = rollup::PIECE_CELLS as i64;
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    let (mut one, mut other) = (Ahead::default(), Ahead::default());
+    store_keys_of(&store, &mut one, "a", 4 * rollup::PIECE_CELLS + 1);
+    let mut piece = |ahead: &mut Ahead, expected: (bool, i64, i64)| {
+        let more = rollup::roll_some(&store, ahead).unwrap();
+        let (within, waiting) = rolled(&store);
+        assert_eq!((more, within, waiting), expected);
+        assert_consistent(&store);
+    };
+    piece(&mut one, (true, PIECE, 3 * PIECE + 1));
+    // A process that starts when another has died; here it has not, and goes on behind what the other did.
+    piece(&mut other, (true, 2 * PIECE, 2 * PIECE + 1));
+    piece(&mut one, (true, 3 * PIECE, PIECE + 1));
+    // What comes meanwhile waits for its own turn: it is known to who stored it, and read by who did not.
+    store_keys_of(&store, &mut one, "b", 2);
+    piece(&mut other, (true, 4 * PIECE, 3));
+    piece(&mut one, (false, 4 * PIECE + 1, 2));
+    piece(&mut other, (false, 4 * PIECE + 3, 0));
+    piece(&mut one, (false, 4 * PIECE + 3, 0));
+    // Everything at once, from the midst of a range on.
+    store_keys_of(&store, &mut one, "c", 2 * rollup::PIECE_CELLS);
+    piece(&mut one, (true, 5 * PIECE + 3, PIECE));
+    rollup::roll(&store, &mut other).unwrap();
+    piece(&mut one, (false, 6 * PIECE + 3, 0));
+    // A piece that was not committed.
+    store_keys_of(&store, &mut one, "d", 2 * rollup::PIECE_CELLS);
+    piece(&mut one, (true, 7 * PIECE + 3, PIECE));
+    store.write(|tx| Ok(tx.execute_batch("CREATE TRIGGER full BEFORE UPDATE ON rolling BEGIN SELECT RAISE(ABORT, 'full'); END")?)).unwrap();
+    assert!(rollup::roll_some(&store, &mut one).is_err());
+    store.write(|tx| Ok(tx.execute_batch("DROP TRIGGER full")?)).unwrap();
+    piece(&mut one, (false, 8 * PIECE + 3, 0));
+}
+
+#[test]
+fn what_others_left_is_rolled_up_without_waiting_for_more() {
+    let store = Store::in_memory().unwrap();
+    let (mut one, mut other) = (Ahead::default(), Ahead::default());
+    for batch in 0..5 {
+        store_rows_of_one_cell(&store, &mut one, &format!("{batch}-"), 10_000);
+    }
+    // What it stored itself stands behind what it did not.
+    store_rows_of(&store, &mut other, &["own"]);
+    let mut pieces = 1;
+    while rollup::roll_some(&store, &mut other).unwrap() {
+        pieces += 1;
+    }
+    assert_eq!((pieces, rolled(&store)), (2, (50_001, 0)));
+    assert_consistent(&store);
+}
+
+fn store_rows_of_one_cell(store: &Store, ahead: &mut Ahead, name: &str, count: usize) {
+    let rows: Vec<_> = (0..count).map(|n| pending(&format!("{name}{n}"), 3)).collect();
+    let stored = store.write(|tx| store_rows::store(tx, &rows, &[], false)).unwrap();
+    rows.iter().zip(stored.inserted).for_each(|(pending, id)| ahead.add(id.unwrap(), &pending.row));
+}
+
+#[test]
+fn an_account_is_refreshed_without_a_roll_up_where_all_rows_are_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    let ledger = Ledger::start(&store, settings()).unwrap();
+    let accounts = ledger.accounts();
+    let granted = |account: &str, expected: i64| {
+        store.write(|tx| grant(tx, account, Credits(100), "", 1)).unwrap();
+        // Twice the same: as if it had changed twice.
+        accounts.refresh(&store, &[account, account, "nobody"], 0).unwrap();
+        assert_eq!(accounts.of(account).balances(MonthIndex(0)).balance, Some(Credits(expected)), "{account}");
+        assert_eq!(balance(&store_in(image(&store).path()), account), Some(expected), "{account}");
+    };
+    granted("acme", 100);
+    settle(&ledger, row("r1", "acme", 40));
+    granted("acme", 160);
+    // Before it had a budget.
+    let mut free = row("r2", "other", 2);
+    free.facts.reserved = None;
+    settle(&ledger, free);
+    granted("other", 100);
+    granted("acme", 260);
+    assert_eq!(rolled(&store), (0, 2));
+    // In the midst of it: some of the range is in, and another row came.
+    for n in 0..rollup::PIECE_CELLS {
+        let mut row = row(&format!("k{n}"), "many", 1);
+        row.facts.key_id = format!("k{n}").into();
+        let _ = ledger.open(row.facts).unwrap().close(row.outcome);
+    }
+    assert!(ledger.flush());
+    assert!(accounts.flushing().roll_some(&store).unwrap());
+    settle(&ledger, row("r3", "acme", 7));
+    granted("acme", 353);
+    granted("other", 200);
+    assert_eq!(rolled(&store).1, 3);
+    // Another process stored a row: it is rolled up with the others first.
+    let mut another = Ahead::default();
+    store_rows_of(&store, &mut another, &["elsewhere"]);
+    granted("acme", 450);
+    assert_eq!(rolled(&store).1, 0);
+    assert_consistent(&store);
+    ledger.shutdown();
+}
+
+/// Takes what a row charges from its account's balance, as its request did, and stores the row.
+fn settle(ledger: &Ledger, row: Row) {
+    let account = ledger.accounts().of(&row.facts.account);
+    let month = MonthIndex::of_ms(row.facts.started_ms);
+    account.charge(row.outcome.charge, month);
+    write(ledger, row);
+    assert!(ledger.flush());
 }
 
 #[test]
