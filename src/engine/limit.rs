@@ -140,6 +140,13 @@ impl Limiter {
         self.concurrent.store(limits.concurrent.unwrap_or(NO_LIMIT), Ordering::Relaxed);
     }
 
+    /// Its limits are these.
+    pub fn has(&self, limits: Limits) -> bool {
+        let [rpm, rpd, tpm, tpd] = self.gauges.each_ref().map(Gauge::limit);
+        let concurrent = Some(self.concurrent.load(Ordering::Relaxed)).filter(|limit| *limit != NO_LIMIT);
+        Limits { rpm, tpm, rpd, tpd, concurrent } == limits
+    }
+
     /// Lets a request pass, or says which limit it met; then nothing is taken.
     ///
     /// An estimate larger than the whole limit passes when the bucket is full, and owes: the estimate may be too high, and a refusal

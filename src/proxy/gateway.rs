@@ -12,7 +12,7 @@ use crate::config::pace;
 use crate::config::problem::Problem;
 use crate::config::weir_toml::Settings;
 use crate::engine::budget::Account;
-use crate::engine::catalog::{Catalog, Target};
+use crate::engine::catalog::{Catalog, Target, Tier};
 use crate::engine::dialect::Endpoint;
 use crate::engine::limit::{Limiter, Limits};
 use crate::engine::route::Class;
@@ -164,7 +164,7 @@ pub enum Owner {
 /// The rate limits of keys, accounts and tiers that have been used.
 #[derive(Debug, Default)]
 pub struct Limiters {
-    by_owner: papaya::HashMap<Owner, (Limits, Arc<Limiter>)>,
+    by_owner: papaya::HashMap<Owner, Arc<Limiter>>,
 }
 
 impl Limiters {
@@ -174,18 +174,34 @@ impl Limiters {
             return None;
         }
         let map = self.by_owner.pin();
-        if let Some((known, limiter)) = map.get(&owner) {
-            if *known == limits {
-                return Some(limiter.clone());
-            }
-            // What was used stays used: the same limiter takes the new limits.
-            limiter.change(limits);
-            let limiter = limiter.clone();
-            map.insert(owner, (limits, limiter.clone()));
-            return Some(limiter);
-        }
-        Some(map.get_or_insert(owner, (limits, Arc::new(Limiter::new(limits)))).1.clone())
+        let limiter = match map.get(&owner) {
+            Some(limiter) => limiter,
+            None => map.get_or_insert_with(owner, || Arc::new(Limiter::new(limits))),
+        };
+        Some(with_limits(limiter, limits))
     }
+
+    /// The limiter of a key's account in a tier, as [`Limiters::of`]. Looked for once, while the key has the same tier, as its account
+    /// is ([`CallerKey::account`]).
+    pub fn in_tier(&self, key: &CallerKey, tier: &Tier) -> Option<Arc<Limiter>> {
+        if tier.limits == Limits::default() {
+            return None;
+        }
+        let find = || self.of(Owner::InTier(key.account_id.clone(), tier.name.clone()), tier.limits);
+        match key.in_tier() {
+            Some((name, limiter)) if *name == tier.name => Some(with_limits(limiter, tier.limits)),
+            Some(_) => find(),
+            None => find().inspect(|limiter| key.is_in_tier(tier.name.clone(), limiter.clone())),
+        }
+    }
+}
+
+/// What was used stays used: the same limiter takes new limits.
+fn with_limits(limiter: &Arc<Limiter>, limits: Limits) -> Arc<Limiter> {
+    if !limiter.has(limits) {
+        limiter.change(limits);
+    }
+    limiter.clone()
 }
 
 impl Gateway {
@@ -360,4 +376,53 @@ pub enum Reloaded {
     Loaded,
     /// The files are those that were seen last.
     Unchanged,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::money::{Credits, Factor};
+
+    fn tier(name: &str, rpm: Option<u64>) -> Tier {
+        let limits = Limits { rpm, concurrent: rpm, ..Limits::default() };
+        Tier {
+            name: name.into(),
+            rank: 0,
+            markup: Factor::ZERO,
+            levels: None,
+            models: None,
+            byok: false,
+            byok_fee: Credits(0),
+            own_base_url: false,
+            limits,
+            monthly_cap: None,
+        }
+    }
+
+    #[test]
+    fn an_account_has_one_limiter_in_a_tier_whichever_key_asks() {
+        let limiters = Limiters::default();
+        let [first, second, stranger] =
+            [("one", "acme"), ("two", "acme"), ("three", "other")].map(|(id, account)| CallerKey::outside(id, account, None, u64::MAX));
+        let (starter, pro) = (tier("starter", Some(5)), tier("pro", Some(7)));
+        let of = |key: &CallerKey, tier: &Tier| limiters.in_tier(key, tier).unwrap();
+        let begun = of(&first, &starter);
+        assert!(begun.has(starter.limits));
+        for key in [&first, &second, &first] {
+            assert!(Arc::ptr_eq(&of(key, &starter), &begun));
+        }
+        assert!(!Arc::ptr_eq(&of(&stranger, &starter), &begun));
+        // In another tier, as after another default: its own limiter, and the first one again afterwards.
+        let elsewhere = of(&first, &pro);
+        assert!(!Arc::ptr_eq(&elsewhere, &begun) && elsewhere.has(pro.limits));
+        assert!(Arc::ptr_eq(&of(&second, &pro), &elsewhere));
+        assert!(Arc::ptr_eq(&of(&first, &starter), &begun));
+        // Other limits: the same limiter takes them, so what was used stays used.
+        let used = begun.admit(0, 0).unwrap();
+        let tighter = tier("starter", Some(1));
+        assert!(Arc::ptr_eq(&of(&second, &tighter), &begun));
+        assert!(begun.has(tighter.limits) && begun.admit(0, 0).is_err());
+        assert!(limiters.in_tier(&first, &tier("starter", None)).is_none());
+        drop(used);
+    }
 }

@@ -427,10 +427,7 @@ fn standings(limiters: &[Arc<Limiter>], now_ms: u64) -> Standings {
 /// The limiters of key and tier; the tier's apply to each account.
 fn limiters(gateway: &Gateway, caller: &Caller) -> Vec<Arc<Limiter>> {
     let key = gateway.limiters.of(Owner::Key(caller.key.id.clone()), caller.key.limits());
-    let tier = caller
-        .tier
-        .as_ref()
-        .and_then(|tier| gateway.limiters.of(Owner::InTier(caller.key.account_id.clone(), tier.name.clone()), tier.limits));
+    let tier = caller.tier.as_ref().and_then(|tier| gateway.limiters.in_tier(&caller.key, tier));
     key.into_iter().chain(tier).collect()
 }
 

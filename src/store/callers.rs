@@ -6,7 +6,7 @@ use super::keys::{self, LENGTH, Loaded, PREFIX};
 use super::last_use::{LastUse, Saving, Used};
 use super::{Result, Store, Topic};
 use crate::engine::budget::Account;
-use crate::engine::limit::Limits;
+use crate::engine::limit::{Limiter, Limits};
 use crate::engine::policy::{OPEN, Scopes};
 use parking_lot::Mutex;
 use rusqlite::ToSql;
@@ -35,6 +35,8 @@ pub struct CallerKey {
     limits: Option<Box<Limits>>,
     /// Its account's live state, once it was looked for.
     account: OnceLock<Arc<Account>>,
+    /// The first tier that it was in with limits, and its account's limiter there.
+    in_tier: OnceLock<(Arc<str>, Arc<Limiter>)>,
     revoked: bool,
     /// Its row's place in the table ([`Used::place`]). In 32 bits it takes no room of its own here.
     place: u32,
@@ -55,6 +57,7 @@ impl CallerKey {
             has_budget: false,
             limits: None,
             account: OnceLock::new(),
+            in_tier: OnceLock::new(),
             revoked: false,
             place: 0,
             last_use: LastUse::stored(0),
@@ -69,6 +72,16 @@ impl CallerKey {
     /// The account it draws on. Looked for once: there are few places in main memory then that a request of a rare caller waits for.
     pub fn account(&self, accounts: &Accounts) -> &Arc<Account> {
         self.account.get_or_init(|| accounts.of(&self.account_id))
+    }
+
+    /// What [`CallerKey::is_in_tier`] was told.
+    pub fn in_tier(&self) -> Option<&(Arc<str>, Arc<Limiter>)> {
+        self.in_tier.get()
+    }
+
+    /// Keeps its account's limiter in a tier, unless it has one already.
+    pub fn is_in_tier(&self, tier: Arc<str>, limiter: Arc<Limiter>) {
+        let _ = self.in_tier.set((tier, limiter));
     }
 
     /// What it may be used for.
@@ -250,6 +263,7 @@ impl Names {
             has_budget: loaded.has_budget,
             limits: if loaded.limits == Limits::default() { None } else { Some(Box::new(loaded.limits)) },
             account: OnceLock::new(),
+            in_tier: OnceLock::new(),
             revoked: loaded.revoked,
             place: u32::try_from(loaded.place).unwrap_or(u32::MAX),
             last_use: LastUse::stored(loaded.last_used_ms),
