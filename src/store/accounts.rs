@@ -44,17 +44,18 @@ CREATE TABLE grants (
 CREATE INDEX grants_by_account ON grants (account);
 ";
 
-/// Accounts that are compared under one lock: some milliseconds in which rows are not stored.
+/// Accounts that are compared under one lock, in which rows are not stored: some milliseconds, and some tens of them where a hundred
+/// thousand cells are not rolled up.
 pub(crate) const REFRESHED_AT_ONCE: usize = 1000;
 
-/// How often rows are rolled up in a transaction of their own before a question is asked in the same one: what takes long to read
+/// How often rows are rolled up in transactions of their own before a question is asked in the same one: what takes long to read
 /// should not keep others from writing.
 const ROLLED_BEFORE: u32 = 3;
 
 /// The accounts of this process.
 pub struct Accounts {
     entries: papaya::HashMap<Arc<str>, Arc<Entry>>,
-    /// The rows that this process stored since the last roll-up. Held while rows are stored and while balances are compared, so
+    /// The rows that this process stored and that are in no roll-up. Held while rows are stored and while balances are compared, so
     /// that no charge is seen on one side only.
     ahead: Mutex<Ahead>,
 }
@@ -270,12 +271,13 @@ impl Flushing<'_> {
         let found = store.read(|connection| {
             let tx = connection.unchecked_transaction()?;
             let mut found = read(&tx);
-            let all = self.ahead.unrolled(&tx, |account, month, charge, from_balance| {
-                if let Some(Ok(known)) = found.get_mut(account) {
-                    known.charge(month, charge, from_balance);
+            let Some(unrolled) = self.ahead.unrolled(&tx)? else { return Ok(None) };
+            for cell in unrolled {
+                if let Some(Ok(known)) = found.get_mut(cell.account()) {
+                    known.charge(cell.month(), cell.charge(), cell.taken());
                 }
-            })?;
-            Ok(all.then_some(found))
+            }
+            Ok(Some(found))
         })?;
         match found {
             Some(found) => Ok(found),

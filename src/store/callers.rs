@@ -35,7 +35,7 @@ pub struct CallerKey {
     limits: Option<Box<Limits>>,
     /// Its account's live state, once it was looked for.
     account: OnceLock<Arc<Account>>,
-    /// The first tier that it was in with limits, and its account's limiter there.
+    /// The first tier that it was in with limits, and its account's limiter there. 32 bytes.
     in_tier: OnceLock<(Arc<str>, Arc<Limiter>)>,
     revoked: bool,
     /// Its row's place in the table ([`Used::place`]). In 32 bits it takes no room of its own here.

@@ -97,9 +97,11 @@ impl Drop for Follower {
 /// cannot be read must not keep a revocation behind it from taking effect.
 fn poll(store: &Store, mirrors: &[Arc<dyn Mirror>], since: i64) -> Result<i64> {
     match store.changes_since(since)? {
-        Changes::Rows { rows, until } => {
+        Changes::Rows { mut rows, until } => {
             let mut failed = Ok(());
-            // In their order: an account's first credits are there before the key that came with them.
+            // Accounts at once, for one costs as much as many; and first, so that an account's credits are there before the key that came
+            // with them. The others in their order.
+            rows.sort_by_key(|change| change.topic != Topic::Account);
             for run in rows.chunk_by(|one, next| one.topic == next.topic) {
                 let ids: Vec<_> = run.iter().map(|change| change.id.as_str()).collect();
                 for mirror in mirrors.iter().filter(|mirror| mirror.topic() == run[0].topic) {
@@ -137,6 +139,40 @@ mod tests {
             self.0.lock().push(id.into());
             if id == "bad" { Err(super::super::Error::Task) } else { Ok(()) }
         }
+    }
+
+    struct Told(Topic, Arc<Mutex<Vec<String>>>);
+
+    impl Mirror for Told {
+        fn topic(&self) -> Topic {
+            self.0
+        }
+        fn reload(&self, _: &Store) -> Result<()> {
+            Ok(())
+        }
+        fn refresh(&self, store: &Store, id: &str) -> Result<()> {
+            self.refresh_each(store, &[id])
+        }
+        fn refresh_each(&self, _: &Store, ids: &[&str]) -> Result<()> {
+            self.1.lock().push(ids.join(" "));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn accounts_come_first_and_at_once() {
+        let store = Store::in_memory().unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let mirrors = [Topic::Key, Topic::Account].map(|topic| Arc::new(Told(topic, told.clone())) as Arc<dyn Mirror>);
+        store
+            .write(|tx| {
+                [(Topic::Account, "a"), (Topic::Key, "k"), (Topic::Account, "b"), (Topic::Key, "l")]
+                    .into_iter()
+                    .try_for_each(|(topic, id)| super::super::changed(tx, topic, id))
+            })
+            .unwrap();
+        assert_eq!(poll(&store, &mirrors, 0).unwrap(), 4);
+        assert_eq!(*told.lock(), ["a b", "k l"]);
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(super) const CELLS_MAX: usize = 131_072;
 /// ([`BATCH_ROWS`](super::BATCH_ROWS)), so that with one piece after each batch all are in before as many wait again.
 pub(super) const PIECE_CELLS: usize = 4096;
 
-/// Rows that are read from the ledger at once where they are not known here.
+/// Rows that are read from the ledger at once where they are not known here, unless another process has begun with more.
 const READ_ROWS: i64 = 32_768;
 
 /// What came after [`TABLES`](super::TABLES). The sums have another name than there: a server of the version before, which still
@@ -71,7 +71,8 @@ DROP TABLE early;
 ";
 
 /// What came after [`CHARGED_LATER`]: roll-ups in pieces. The mark has another name again, so that a server of the version before can
-/// store rows, but not roll up what is half in.
+/// store rows, but not roll up what is half in. The view asks for the mark instead of joining it: joined, SQLite would rather index the
+/// whole ledger by account than begin at the mark.
 pub const IN_PIECES: &str = "
 CREATE TABLE rolling (
     through      INTEGER NOT NULL,
@@ -86,10 +87,9 @@ CREATE TABLE rolling (
 INSERT INTO rolling SELECT through, through, 0, '', '', '', '', '' FROM rolled_up;
 DROP VIEW unrolled;
 DROP TABLE rolled_up;
-CREATE VIEW unrolled_rows AS SELECT ledger.* FROM rolling CROSS JOIN ledger
-    WHERE ledger.id > rolling.through AND (ledger.id > rolling.until OR
+CREATE VIEW unrolled_rows AS SELECT * FROM ledger WHERE id > (SELECT through FROM rolling) AND (id > (SELECT until FROM rolling) OR
     (started_ms / 86400000, account, key_id, coalesce(model, ''), coalesce(provider, ''), coalesce(level, '')) >
-    (at_day, at_account, at_key_id, at_model, at_provider, at_level));
+    (SELECT at_day, at_account, at_key_id, at_model, at_provider, at_level FROM rolling));
 CREATE VIEW unrolled AS SELECT
     started_ms / 86400000 AS day, account, key_id, coalesce(model, '') AS model, coalesce(provider, '') AS provider,
     coalesce(level, '') AS level, 1 AS rows, \"end\" = 0 AS complete, \"end\" = 1 AS failed, \"end\" = 2 AS cancelled,
@@ -288,16 +288,31 @@ impl Ahead {
         last == through + self.rows && (self.rows == 0 || self.first == through + 1)
     }
 
-    /// Brings the next piece into the roll-ups. Rows that are not known here are read from the ledger. After an error, or when the
-    /// transaction is not committed, it is to be dropped.
+    /// Has ready what goes in next, if anything does: from memory, or from the ledger (`read`) where it is not known here.
+    fn prepare(&mut self, mark: &Mark, read: impl FnOnce(i64, i64) -> store::Result<Range>) -> store::Result<()> {
+        if self.going.as_ref().is_some_and(|range| range.is_next(mark)) {
+            return Ok(());
+        }
+        let known = std::mem::take(self);
+        self.going = if mark.is_amid() {
+            // Somebody ended in the midst of it, or is still at it: then both go on from wherever the other is.
+            Some(read(mark.through, mark.until)?)
+        } else if mark.is_done() {
+            None
+        } else if known.is_all(mark.through, mark.last) {
+            Some(Range::new(mark.through, mark.last, known.cells))
+        } else {
+            Some(read(mark.through, mark.last.min(mark.through + READ_ROWS))?)
+        };
+        Ok(())
+    }
+
+    /// Brings the next piece into the roll-ups. After an error, or when the transaction is not committed, it is to be dropped.
     fn step(&mut self, tx: &Transaction<'_>) -> store::Result<Step> {
         let mark = Mark::read(tx)?;
-        let range = match self.going.take().filter(|range| range.is_next(&mark)) {
-            Some(range) => range,
-            None => match self.next(tx, &mark)? {
-                Some(range) => range,
-                None => return Ok(Step { more: false, through: mark.through, last: mark.last }),
-            },
+        self.prepare(&mark, |through, until| Range::read(tx, through, until))?;
+        let Some(range) = self.going.take() else {
+            return Ok(Step { more: false, through: mark.through, last: mark.last });
         };
         let rest = range.rest(&mark);
         let piece = &rest[..rest.len().min(PIECE_CELLS)];
@@ -312,42 +327,49 @@ impl Ahead {
         Ok(Step { more: !self.is_all(range.until, mark.last), through: range.until, last: mark.last })
     }
 
-    /// What goes in after what is in.
-    fn next(&mut self, tx: &Transaction<'_>, mark: &Mark) -> store::Result<Option<Range>> {
-        let known = std::mem::take(self);
-        if mark.is_amid() {
-            // Somebody ended in the midst of it, or is still at it: then both go on from wherever the other is.
-            return Range::read(tx, mark.through, mark.until).map(Some);
-        }
-        if mark.is_done() {
-            return Ok(None);
-        }
-        if known.is_all(mark.through, mark.last) {
-            return Ok(Some(Range::new(mark.through, mark.last, known.cells)));
-        }
-        Range::read(tx, mark.through, mark.last.min(mark.through + READ_ROWS)).map(Some)
-    }
-
-    /// Calls `each` with account, month, charge and what of it was taken from the balance, for everything that is in no roll-up;
-    /// `false`: not all of that is known here.
-    pub(crate) fn unrolled(&self, connection: &Connection, mut each: impl FnMut(&str, MonthIndex, i64, i64)) -> store::Result<bool> {
+    /// Everything that is in no roll-up, cell by cell; `None`: not all of that is known here.
+    pub(crate) fn unrolled(&self, connection: &Connection) -> store::Result<Option<impl Iterator<Item = Unrolled<'_>>>> {
         let mark = Mark::read(connection)?;
         let (going, through) = match &self.going {
             Some(range) if range.is_next(&mark) => (range.rest(&mark), range.until),
-            _ if mark.is_amid() => return Ok(false),
+            _ if mark.is_amid() => return Ok(None),
             _ => (&[][..], mark.through),
         };
-        if !self.is_all(through, mark.last) {
-            return Ok(false);
-        }
-        for ((account, _, common), cell) in going.iter().map(|(of, cell)| (of, cell)).chain(&self.cells) {
-            each(account, calendar::month_of_day(common.0), cell.sums[CHARGE], cell.from_balance);
-        }
-        Ok(true)
+        let cells = going.iter().map(|(of, cell)| (of, cell)).chain(&self.cells);
+        Ok(self.is_all(through, mark.last).then(|| cells.map(|(of, cell)| Unrolled { of, cell })))
+    }
+}
+
+/// A cell of rows that are in no roll-up.
+pub(crate) struct Unrolled<'a> {
+    of: &'a Owned,
+    cell: &'a Cell,
+}
+
+impl Unrolled<'_> {
+    /// Whose it is.
+    pub(crate) fn account(&self) -> &str {
+        &self.of.0
+    }
+
+    /// The month its requests began in.
+    pub(crate) fn month(&self) -> MonthIndex {
+        calendar::month_of_day(self.of.2.0)
+    }
+
+    /// What they were charged, nano-credits.
+    pub(crate) fn charge(&self) -> i64 {
+        self.cell.sums[CHARGE]
+    }
+
+    /// What of it was taken from the balance.
+    pub(crate) fn taken(&self) -> i64 {
+        self.cell.from_balance
     }
 }
 
 /// What a piece came to.
+#[derive(Debug, Clone, Copy)]
 struct Step {
     /// There are others that should not wait until more rows came: cells of the same rows, or rows that are not known here.
     more: bool,
@@ -370,9 +392,10 @@ pub(crate) fn roll_some(store: &Store, ahead: &mut Ahead) -> store::Result<bool>
 /// Adds every row that is there now and in no roll-up yet, in as many transactions as it takes.
 pub(crate) fn roll(store: &Store, ahead: &mut Ahead) -> store::Result<()> {
     let first = step(store, ahead)?;
-    let mut through = first.through;
-    while through < first.last {
-        through = step(store, ahead)?.through;
+    let mut at = first;
+    // Retention may have taken them meanwhile.
+    while at.through < first.last && at.through < at.last {
+        at = step(store, ahead)?;
     }
     Ok(())
 }
@@ -389,7 +412,11 @@ pub(crate) fn roll_within(tx: &Transaction<'_>) -> store::Result<()> {
 }
 
 fn step(store: &Store, ahead: &mut Ahead) -> store::Result<Step> {
-    let step = store.write(|tx| ahead.step(tx));
+    // Ready before the transaction, in which others cannot write: rows that are stored do not change.
+    let ready = store
+        .read(Mark::read)
+        .and_then(|mark| ahead.prepare(&mark, |through, until| store.read(|connection| Range::read(connection, through, until))));
+    let step = ready.and_then(|()| store.write(|tx| ahead.step(tx)));
     if step.is_err() {
         *ahead = Ahead::default();
     }
