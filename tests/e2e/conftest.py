@@ -385,6 +385,15 @@ def one(world):
 
 
 @pytest.fixture
+def alone(world):
+    """A provider, and one thread: on two a client may have its answer before the other knows that the upstream's connection is free."""
+    world.weir.settings["limits"] += "\nthreads = 1"
+    world.openai = world.provider("openai")
+    world.model("m", "openai/up-model").start()
+    return world
+
+
+@pytest.fixture
 def two(world):
     """Two OpenAI providers, the first always tried first, and two Anthropic ones likewise. Cooldowns are short."""
     world.first = world.provider("first", extra="priority = 1\n")

@@ -509,15 +509,6 @@ def test_requests_in_a_row_on_one_connection(one):
     assert len(one.openai.seen) == 3
 
 
-@pytest.fixture
-def alone(world):
-    """One provider, and one thread: on two a client may have its answer before the other knows that the connection is free."""
-    world.weir.settings["limits"] += "\nthreads = 1"
-    world.openai = world.provider("p")
-    world.model("m", "p").start()
-    return world
-
-
 def test_the_upstream_connection_is_reused_whatever_the_answer_was(alone):
     """Each request but the first finds the connection of the one before."""
     error = json.dumps({"error": {"message": "It broke.", "type": "server_error"}}).encode()

@@ -150,18 +150,18 @@ def test_an_idle_connection_that_the_provider_closed_is_no_failure(one):
     assert one.weir.metrics().sum("weir_attempts_total", provider="openai", outcome="target_failed") == 0
 
 
-def test_a_connection_that_closes_as_it_is_used_again_is_no_failure(one):
+def test_a_connection_that_closes_as_it_is_used_again_is_no_failure(alone):
     """The provider has read the request by then, and closes without a word: on a connection that was idle that is a crossing."""
     for streams in (False, True):
-        assert one.weir.chat(stream=streams).read()
-        one.openai.queue(Reply(raw=[]))
-        before = len(one.openai.seen)
-        answer = one.weir.chat(stream=streams)
+        assert alone.weir.chat(stream=streams).read()
+        alone.openai.queue(Reply(raw=[]))
+        before = len(alone.openai.seen)
+        answer = alone.weir.chat(stream=streams)
         assert (answer.status, answer.header("x-weir-attempts")) == (200, "1") and answer.read()
-        assert len(one.openai.seen) == before + 2 and one.openai.seen[-1].body == one.openai.seen[-2].body
-        assert one.openai.seen[-1].headers == one.openai.seen[-2].headers
-        assert one.weir.row_of(answer)["requests"] == 1
-    assert one.weir.metrics().sum("weir_attempts_total", provider="openai", outcome="target_failed") == 0
+        assert len(alone.openai.seen) == before + 2 and alone.openai.seen[-1].body == alone.openai.seen[-2].body
+        assert alone.openai.seen[-1].headers == alone.openai.seen[-2].headers
+        assert alone.weir.row_of(answer)["requests"] == 1
+    assert alone.weir.metrics().sum("weir_attempts_total", provider="openai", outcome="target_failed") == 0
 
 
 def test_the_same_beside_another_attempt(world):
