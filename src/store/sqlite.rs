@@ -201,14 +201,21 @@ mod tests {
         assert!(matches!(Store::open(&url), Err(Error::Newer { found: 9999, .. })));
     }
 
-    #[test]
-    fn what_an_older_version_rolled_up_is_not_rolled_up_again() {
+    /// A file as that version made it, and a connection of its server.
+    fn of_version(version: usize) -> (tempfile::TempDir, PathBuf, Connection) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weir.db");
         let old = Connection::open(&path).unwrap();
-        MIGRATIONS[0].iter().for_each(|part| old.execute_batch(part).unwrap());
+        MIGRATIONS[..version].iter().flat_map(|parts| *parts).for_each(|part| old.execute_batch(part).unwrap());
+        old.execute_batch(&format!("PRAGMA user_version = {version}")).unwrap();
+        (folder, path, old)
+    }
+
+    #[test]
+    fn what_an_older_version_rolled_up_is_not_rolled_up_again() {
+        let (_folder, path, old) = of_version(1);
         let places = vec!["7"; 3 + ledger::store_rows::ROW_COLUMNS_COUNT].join(", ");
-        old.execute_batch(&format!("INSERT INTO ledger VALUES ({places}); PRAGMA user_version = 1")).unwrap();
+        old.execute_batch(&format!("INSERT INTO ledger VALUES ({places})")).unwrap();
         let store = Store::open(&format!("sqlite:{}", path.display())).unwrap();
         // A server that still runs cannot add its rows to sums that this one will add them to.
         assert!(old.execute_batch("UPDATE rollup SET rows = rows + 1").is_err());
@@ -224,10 +231,7 @@ mod tests {
     #[test]
     fn what_an_older_version_charged_is_not_charged_again() {
         use crate::engine::budget::MonthIndex;
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("weir.db");
-        let old = Connection::open(&path).unwrap();
-        MIGRATIONS[..2].iter().flat_map(|version| *version).for_each(|part| old.execute_batch(part).unwrap());
+        let (_folder, path, old) = of_version(2);
         // Three rows, the first of them rolled up: two of November and one of December 2026, the last without a budget.
         let (november, december) = (1_796_083_199_999_u64, 1_796_083_200_000_u64);
         let zeros = vec!["0"; ledger::store_rows::ROW_COLUMNS_COUNT - 22].join(", ");
@@ -246,7 +250,7 @@ mod tests {
              INSERT INTO totals (day, account, key_id, model, provider, level, {sums})
                 SELECT day, account, key_id, model, provider, level, {sums} FROM unrolled WHERE charge = 5
                 UNION ALL SELECT day, '', '', model, provider, level, {sums} FROM unrolled WHERE charge = 5;
-             UPDATE rolled SET through = 1; PRAGMA user_version = 2",
+             UPDATE rolled SET through = 1",
             months[0],
             months[1],
             sums = ledger::rollup::ROLLUP_SUMS.join(", "),
@@ -267,16 +271,13 @@ mod tests {
 
     #[test]
     fn an_older_version_stores_rows_but_rolls_none_up() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("weir.db");
-        let old = Connection::open(&path).unwrap();
-        MIGRATIONS[..3].iter().flat_map(|version| *version).for_each(|part| old.execute_batch(part).unwrap());
+        let (_folder, path, old) = of_version(3);
         let row = |id: u32| {
             let zeros = vec!["0"; ledger::store_rows::ROW_COLUMNS_COUNT - 3].join(", ");
             old.execute_batch(&format!("INSERT INTO ledger VALUES ({id}, 'r{id}', 1, {id}, 5, 'acme', {zeros})"))
         };
         (1..=3).for_each(|id| row(id).unwrap());
-        old.execute_batch("UPDATE rolled_up SET through = 2; PRAGMA user_version = 3").unwrap();
+        old.execute_batch("UPDATE rolled_up SET through = 2").unwrap();
         let store = Store::open(&format!("sqlite:{}", path.display())).unwrap();
         row(4).unwrap();
         assert!(old.execute_batch("UPDATE rolled_up SET through = 4").is_err());

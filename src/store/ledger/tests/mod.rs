@@ -347,10 +347,16 @@ fn cost_of_a_request() {
 
 /// Stores rows as a process does that has `ahead`.
 fn store_rows_of(store: &Store, ahead: &mut Ahead, ids: &[&str]) {
-    let rows: Vec<_> = ids.iter().map(|id| pending(id, 3)).collect();
-    let stored = store.write(|tx| store_rows::store(tx, &rows, &[], false)).unwrap();
-    rows.iter().zip(stored.inserted).for_each(|(pending, id)| _ = id.inspect(|id| ahead.add(*id, &pending.row)));
+    store_all_of(store, ahead, ids.iter().map(|id| pending(id, 3)));
     assert_consistent(store);
+}
+
+/// Returns how many of them the database did not have.
+fn store_all_of(store: &Store, ahead: &mut Ahead, rows: impl Iterator<Item = Pending>) -> usize {
+    let rows: Vec<_> = rows.collect();
+    let stored = store.write(|tx| store_rows::store(tx, &rows, &[], false)).unwrap();
+    let inserted = rows.iter().zip(stored.inserted).filter_map(|(pending, id)| Some((id?, &pending.row)));
+    inserted.inspect(|(id, row)| ahead.add(*id, row)).count()
 }
 
 fn pending(id: &str, charge: i64) -> Pending {
@@ -404,20 +410,17 @@ fn each_row_is_rolled_up_once_whoever_stored_it() {
 
 /// Stores a row of each of `count` keys as a process does that has `ahead`.
 fn store_keys_of(store: &Store, ahead: &mut Ahead, name: &str, count: usize) {
-    let rows: Vec<_> = (0..count)
-        .map(|n| {
-            let mut pending = pending(&format!("{name}{n}"), 3);
-            pending.row.facts.key_id = format!("{name}{n}").into();
-            // Alike for longer than what is compared first, and on two days.
-            pending.row.facts.account = format!("{}{}", "account".repeat(9), n % 3).into();
-            pending.row.facts.started_ms += (n as u64 % 2) * store::calendar::DAY_MS;
-            // Empty and absent are one cell of the table.
-            pending.row.facts.level = (n % 2 == 0).then(|| "".into());
-            pending
-        })
-        .collect();
-    let stored = store.write(|tx| store_rows::store(tx, &rows, &[], false)).unwrap();
-    rows.iter().zip(stored.inserted).for_each(|(pending, id)| ahead.add(id.unwrap(), &pending.row));
+    let rows = (0..count).map(|n| {
+        let mut pending = pending(&format!("{name}{n}"), 3);
+        pending.row.facts.key_id = format!("{name}{n}").into();
+        // Alike for longer than what is compared first, and on two days.
+        pending.row.facts.account = format!("{}{}", "account".repeat(9), n % 3).into();
+        pending.row.facts.started_ms += (n as u64 % 2) * store::calendar::DAY_MS;
+        // Empty and absent are one cell of the table.
+        pending.row.facts.level = (n % 2 == 0).then(|| "".into());
+        pending
+    });
+    assert_eq!(store_all_of(store, ahead, rows), count);
 }
 
 #[test]
@@ -480,7 +483,8 @@ fn what_others_left_is_rolled_up_without_waiting_for_more() {
     let store = Store::in_memory().unwrap();
     let (mut one, mut other) = (Ahead::default(), Ahead::default());
     for batch in 0..5 {
-        store_rows_of_one_cell(&store, &mut one, &format!("{batch}-"), 10_000);
+        let rows = (0..10_000).map(|n| pending(&format!("{batch}-{n}"), 3));
+        assert_eq!(store_all_of(&store, &mut one, rows), 10_000);
     }
     // What it stored itself stands behind what it did not.
     store_rows_of(&store, &mut other, &["own"]);
@@ -490,12 +494,6 @@ fn what_others_left_is_rolled_up_without_waiting_for_more() {
     }
     assert_eq!((pieces, rolled(&store)), (2, (50_001, 0)));
     assert_consistent(&store);
-}
-
-fn store_rows_of_one_cell(store: &Store, ahead: &mut Ahead, name: &str, count: usize) {
-    let rows: Vec<_> = (0..count).map(|n| pending(&format!("{name}{n}"), 3)).collect();
-    let stored = store.write(|tx| store_rows::store(tx, &rows, &[], false)).unwrap();
-    rows.iter().zip(stored.inserted).for_each(|(pending, id)| ahead.add(id.unwrap(), &pending.row));
 }
 
 #[test]
