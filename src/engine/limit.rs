@@ -6,6 +6,7 @@
 //!
 //! Deliberately absent: locks, a clock, and any background refill.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -51,13 +52,23 @@ pub struct Limited {
     pub retry_after_ms: u64,
 }
 
-/// What one key, account or tier has used of its limits.
-#[derive(Debug)]
+/// What one key, account or tier has used. Its limits come with each request ([`Quota`]): other limits hold at once, and what was used
+/// stays used, as a share of them. In an [`Arc`] it takes 56 bytes, one line of main memory: of a million owners none is in a cache.
+#[derive(Debug, Default)]
 pub struct Limiter {
-    gauges: [Gauge; 4],
-    /// Requests at the same time at most; [`NO_LIMIT`] for none.
-    concurrent: AtomicU64,
+    /// For each of [`WINDOWS`] the nanoseconds since the epoch at which its bucket is (or was) full. Beyond now + window it owes. 64 bits
+    /// reach to the year 2554.
+    full_at_ns: [AtomicU64; WINDOWS.len()],
     in_flight: AtomicU64,
+}
+
+/// What was used and the limits it is held against now.
+#[derive(Debug, Clone)]
+pub struct Quota {
+    /// What was used.
+    pub limiter: Arc<Limiter>,
+    /// What may be used.
+    pub limits: Limits,
 }
 
 /// A request that passed. Dropped, it ends its part of `concurrent` and keeps what it took; see [`Admitted::correct`] and
@@ -65,7 +76,7 @@ pub struct Limiter {
 #[derive(Debug)]
 #[must_use = "dropping it ends the request"]
 pub struct Admitted {
-    limiter: Arc<Limiter>,
+    quota: Quota,
     tokens: u64,
 }
 
@@ -89,19 +100,18 @@ pub struct Standings {
     pub tokens: Option<Standing>,
 }
 
-/// One bucket.
-#[derive(Debug)]
-struct Gauge {
+/// One bucket that has a limit.
+#[derive(Debug, Clone, Copy)]
+struct Gauge<'l> {
     which: Which,
     window_ns: u64,
-    /// Units a window; [`NO_LIMIT`] for none.
-    limit: AtomicU64,
-    /// Nanoseconds since the epoch at which the bucket is (or was) full. Beyond now + window it owes. 64 bits reach to the year 2554.
-    full_at_ns: AtomicU64,
+    /// Units a window.
+    limit: u64,
+    full_at_ns: &'l AtomicU64,
 }
 
-/// Stands for "no limit" in an atomic.
-const NO_LIMIT: u64 = u64::MAX;
+/// The limits over time. Requests come first: they refuse without a look at tokens.
+const WINDOWS: [(Which, u64); 4] = [(Which::Rpm, MINUTE_NS), (Which::Rpd, DAY_NS), (Which::Tpm, MINUTE_NS), (Which::Tpd, DAY_NS)];
 /// What to say when too many requests run at once: nobody knows when one ends, so ask to come back soon.
 const CONCURRENT_RETRY_MS: u64 = 1_000;
 /// What to say when the limit is zero: nothing will ever pass, so ask to come back in a day at the earliest.
@@ -112,97 +122,83 @@ const RESET_BYTES: usize = 16;
 const MINUTE_NS: u64 = 60_000 * NS_IN_MS;
 const DAY_NS: u64 = 86_400_000 * NS_IN_MS;
 
-impl Limiter {
-    /// Nothing used yet.
-    pub fn new(limits: Limits) -> Limiter {
-        let gauge = |which, window_ns| Gauge { which, window_ns, limit: AtomicU64::new(NO_LIMIT), full_at_ns: AtomicU64::new(0) };
-        let limiter = Limiter {
-            gauges: [gauge(Which::Rpm, MINUTE_NS), gauge(Which::Rpd, DAY_NS), gauge(Which::Tpm, MINUTE_NS), gauge(Which::Tpd, DAY_NS)],
-            concurrent: AtomicU64::new(NO_LIMIT),
-            in_flight: AtomicU64::new(0),
-        };
-        limiter.change(limits);
-        limiter
-    }
-
-    /// Other limits from now on (a reload). What was used stays used, as a share of the limit.
-    pub fn change(&self, limits: Limits) {
-        for gauge in &self.gauges {
-            let limit = match gauge.which {
-                Which::Rpm => limits.rpm,
-                Which::Tpm => limits.tpm,
-                Which::Rpd => limits.rpd,
-                Which::Tpd => limits.tpd,
-                Which::Concurrent => None,
-            };
-            gauge.limit.store(limit.unwrap_or(NO_LIMIT), Ordering::Relaxed);
+impl Limits {
+    fn of(&self, which: Which) -> Option<u64> {
+        match which {
+            Which::Rpm => self.rpm,
+            Which::Tpm => self.tpm,
+            Which::Rpd => self.rpd,
+            Which::Tpd => self.tpd,
+            Which::Concurrent => self.concurrent,
         }
-        self.concurrent.store(limits.concurrent.unwrap_or(NO_LIMIT), Ordering::Relaxed);
     }
+}
 
-    /// Its limits are these.
-    pub fn has(&self, limits: Limits) -> bool {
-        let [rpm, rpd, tpm, tpd] = self.gauges.each_ref().map(Gauge::limit);
-        let concurrent = Some(self.concurrent.load(Ordering::Relaxed)).filter(|limit| *limit != NO_LIMIT);
-        Limits { rpm, tpm, rpd, tpd, concurrent } == limits
+impl Limiter {
+    /// Requests running now.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
     }
+}
 
+impl Quota {
     /// Lets a request pass, or says which limit it met; then nothing is taken.
     ///
     /// An estimate larger than the whole limit passes when the bucket is full, and owes: the estimate may be too high, and a refusal
     /// would be forever.
-    pub fn admit(self: &Arc<Limiter>, now_ms: u64, tokens_estimate: u64) -> Result<Admitted, Limited> {
-        let most = self.concurrent.load(Ordering::Relaxed);
-        let enter = self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |running| (running < most).then(|| running + 1));
-        if enter.is_err() {
+    pub fn admit(self, now_ms: u64, tokens_estimate: u64) -> Result<Admitted, Limited> {
+        let most = self.limits.concurrent.unwrap_or(u64::MAX);
+        let in_flight = &self.limiter.in_flight;
+        if in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |running| (running < most).then(|| running + 1)).is_err() {
             return Err(Limited { which: Which::Concurrent, limit: most, retry_after_ms: CONCURRENT_RETRY_MS });
         }
         // From here on dropping `admitted` takes the request out of `in_flight` again.
-        let admitted = Admitted { limiter: Arc::clone(self), tokens: tokens_estimate };
+        let admitted = Admitted { quota: self, tokens: tokens_estimate };
         let now_ns = now_ms.saturating_mul(NS_IN_MS);
-        for (index, gauge) in self.gauges.iter().enumerate() {
+        for (taken, gauge) in admitted.quota.gauges().enumerate() {
             if gauge.take(now_ns, gauge.units(tokens_estimate)) {
                 continue;
             }
-            for taken in &self.gauges[..index] {
+            for taken in admitted.quota.gauges().take(taken) {
                 taken.give_back(taken.units(tokens_estimate));
             }
-            return Err(self.longest_wait(now_ns, tokens_estimate, gauge));
+            return Err(admitted.quota.longest_wait(now_ns, tokens_estimate, gauge));
         }
         Ok(admitted)
-    }
-
-    /// Requests running now.
-    pub fn in_flight(&self) -> u64 {
-        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// What is left of requests and of tokens: of a minute's and a day's limit the one with less left.
     pub fn standings(&self, now_ms: u64) -> Standings {
         let now_ns = now_ms.saturating_mul(NS_IN_MS);
-        let [rpm, rpd, tpm, tpd] = &self.gauges;
-        let tightest = |one: &Gauge, other: &Gauge| tighter(one.standing(now_ns), other.standing(now_ns));
-        Standings { requests: tightest(rpm, rpd), tokens: tightest(tpm, tpd) }
+        let mut standings = Standings::default();
+        for gauge in self.gauges() {
+            let tightest = if gauge.counts_tokens() { &mut standings.tokens } else { &mut standings.requests };
+            *tightest = tighter(*tightest, Some(gauge.standing(now_ns)));
+        }
+        standings
+    }
+
+    /// Those with a limit.
+    fn gauges(&self) -> impl Iterator<Item = Gauge<'_>> {
+        WINDOWS.iter().zip(&self.limiter.full_at_ns).filter_map(|(&(which, window_ns), full_at_ns)| {
+            let limit = self.limits.of(which)?;
+            Some(Gauge { which, window_ns, limit, full_at_ns })
+        })
     }
 
     /// Of all limits that would refuse this request the one that lasts longest; `refused` is known to be one.
-    fn longest_wait(&self, now_ns: u64, tokens: u64, refused: &Gauge) -> Limited {
-        let longest = self.gauges.iter().max_by_key(|gauge| gauge.wait_ns(now_ns, gauge.units(tokens))).unwrap_or(refused);
-        let limit = longest.limit.load(Ordering::Relaxed);
+    fn longest_wait(&self, now_ns: u64, tokens: u64, refused: Gauge<'_>) -> Limited {
+        let longest = self.gauges().max_by_key(|gauge| gauge.wait_ns(now_ns, gauge.units(tokens))).unwrap_or(refused);
         let wait_ms = longest.wait_ns(now_ns, longest.units(tokens)).div_ceil(NS_IN_MS);
-        Limited { which: longest.which, limit, retry_after_ms: wait_ms.clamp(1, NEVER_RETRY_MS) }
+        Limited { which: longest.which, limit: longest.limit, retry_after_ms: wait_ms.clamp(1, NEVER_RETRY_MS) }
     }
 }
 
-/// Passes all limiters (of the key, its account, its tier) or none of them.
-pub fn admit_all<'l>(
-    limiters: impl IntoIterator<Item = &'l Arc<Limiter>>,
-    now_ms: u64,
-    tokens_estimate: u64,
-) -> Result<Vec<Admitted>, Limited> {
+/// Passes all quotas (of the key, and of its account in its tier) or none of them.
+pub fn admit_all(quotas: impl IntoIterator<Item = Quota>, now_ms: u64, tokens_estimate: u64) -> Result<Vec<Admitted>, Limited> {
     let mut passed = Vec::new();
-    for limiter in limiters {
-        match limiter.admit(now_ms, tokens_estimate) {
+    for quota in quotas {
+        match quota.admit(now_ms, tokens_estimate) {
             Ok(admitted) => passed.push(admitted),
             Err(limited) => {
                 passed.into_iter().for_each(Admitted::release);
@@ -216,7 +212,7 @@ pub fn admit_all<'l>(
 impl Admitted {
     /// The request ends with this many tokens instead of the estimate; what it used beyond is owed.
     pub fn correct(self, now_ms: u64, actual_tokens: u64) {
-        for gauge in self.limiter.gauges.iter().filter(|gauge| gauge.counts_tokens()) {
+        for gauge in self.quota.gauges().filter(Gauge::counts_tokens) {
             match actual_tokens.checked_sub(self.tokens) {
                 Some(more) => gauge.owe(now_ms.saturating_mul(NS_IN_MS), more),
                 None => gauge.give_back(self.tokens - actual_tokens),
@@ -226,24 +222,24 @@ impl Admitted {
 
     /// The request never happened: everything it took goes back.
     pub fn release(self) {
-        for gauge in &self.limiter.gauges {
+        for gauge in self.quota.gauges() {
             gauge.give_back(gauge.units(self.tokens));
         }
     }
 
-    /// The limiter it passed.
-    pub fn limiter(&self) -> &Arc<Limiter> {
-        &self.limiter
+    /// What it passed.
+    pub fn quota(&self) -> &Quota {
+        &self.quota
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.limiter.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.quota.limiter.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Gauge {
+impl Gauge<'_> {
     fn counts_tokens(&self) -> bool {
         matches!(self.which, Which::Tpm | Which::Tpd)
     }
@@ -252,22 +248,17 @@ impl Gauge {
         if self.counts_tokens() { tokens } else { 1 }
     }
 
-    fn limit(&self) -> Option<u64> {
-        Some(self.limit.load(Ordering::Relaxed)).filter(|limit| *limit != NO_LIMIT)
-    }
-
-    /// How long `units` take to come back at `limit` a window.
-    fn time_ns(&self, units: u64, limit: u64) -> u64 {
-        let time = u128::from(units) * u128::from(self.window_ns) / u128::from(limit.max(1));
+    /// How long `units` take to come back.
+    fn time_ns(&self, units: u64) -> u64 {
+        let time = u128::from(units) * u128::from(self.window_ns) / u128::from(self.limit.max(1));
         u64::try_from(time).unwrap_or(u64::MAX)
     }
 
     fn take(&self, now_ns: u64, units: u64) -> bool {
-        let Some(limit) = self.limit() else { return true };
-        let cost_ns = self.time_ns(units, limit);
+        let cost_ns = self.time_ns(units);
         let taken = self.full_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
             let start = full_at.max(now_ns);
-            let fits = limit > 0 && (start - now_ns).saturating_add(cost_ns.min(self.window_ns)) <= self.window_ns;
+            let fits = self.limit > 0 && (start - now_ns).saturating_add(cost_ns.min(self.window_ns)) <= self.window_ns;
             fits.then(|| start.saturating_add(cost_ns))
         });
         taken.is_ok()
@@ -275,8 +266,7 @@ impl Gauge {
 
     /// Takes without asking.
     fn owe(&self, now_ns: u64, units: u64) {
-        let Some(limit) = self.limit() else { return };
-        let cost_ns = self.time_ns(units, limit);
+        let cost_ns = self.time_ns(units);
         // The closure always returns a value, so the update cannot fail.
         let _ =
             self.full_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| Some(full_at.max(now_ns).saturating_add(cost_ns)));
@@ -284,31 +274,26 @@ impl Gauge {
 
     /// An instant before now means full, so giving back too much gains nothing.
     fn give_back(&self, units: u64) {
-        let Some(limit) = self.limit() else { return };
-        let cost_ns = self.time_ns(units, limit);
+        let cost_ns = self.time_ns(units);
         // As above.
         let _ = self.full_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| Some(full_at.saturating_sub(cost_ns)));
     }
 
     /// Zero when the units could be taken now.
     fn wait_ns(&self, now_ns: u64, units: u64) -> u64 {
-        match self.limit() {
-            None => 0,
-            Some(0) => u64::MAX,
-            Some(limit) => {
-                let owed_ns = self.full_at_ns.load(Ordering::Relaxed).saturating_sub(now_ns);
-                owed_ns.saturating_add(self.time_ns(units, limit).min(self.window_ns)).saturating_sub(self.window_ns)
-            }
+        if self.limit == 0 {
+            return u64::MAX;
         }
+        let owed_ns = self.full_at_ns.load(Ordering::Relaxed).saturating_sub(now_ns);
+        owed_ns.saturating_add(self.time_ns(units).min(self.window_ns)).saturating_sub(self.window_ns)
     }
 
-    fn standing(&self, now_ns: u64) -> Option<Standing> {
-        let limit = self.limit()?;
+    fn standing(&self, now_ns: u64) -> Standing {
         let missing_ns = self.full_at_ns.load(Ordering::Relaxed).saturating_sub(now_ns);
         let free_ns = u128::from(self.window_ns.saturating_sub(missing_ns));
         // At most `limit`, since the free part is at most the window.
-        let remaining = (u128::from(limit) * free_ns / u128::from(self.window_ns)) as u64;
-        Some(Standing { limit, remaining, reset_ms: missing_ns.div_ceil(NS_IN_MS) })
+        let remaining = (u128::from(self.limit) * free_ns / u128::from(self.window_ns)) as u64;
+        Standing { limit: self.limit, remaining, reset_ms: missing_ns.div_ceil(NS_IN_MS) }
     }
 }
 
@@ -366,9 +351,12 @@ impl Standing {
 }
 
 impl Standings {
-    /// Of two limiters' standings, the tighter of each.
-    pub fn with(self, other: Standings) -> Standings {
-        Standings { requests: tighter(self.requests, other.requests), tokens: tighter(self.tokens, other.tokens) }
+    /// Of several quotas the tightest of each.
+    pub fn of(quotas: impl IntoIterator<Item = impl Borrow<Quota>>, now_ms: u64) -> Standings {
+        quotas.into_iter().fold(Standings::default(), |sum, quota| {
+            let other = quota.borrow().standings(now_ms);
+            Standings { requests: tighter(sum.requests, other.requests), tokens: tighter(sum.tokens, other.tokens) }
+        })
     }
 
     /// Hands each `x-ratelimit-*` header to `put`, named as OpenAI names them.
@@ -401,103 +389,107 @@ mod tests {
 
     const NOW: u64 = 1_790_000_000_000;
 
-    fn limiter(limits: Limits) -> Arc<Limiter> {
-        Arc::new(Limiter::new(limits))
+    fn quota(limits: Limits) -> Quota {
+        Quota { limiter: Arc::default(), limits }
     }
 
-    fn refused(limiter: &Arc<Limiter>, now_ms: u64, tokens: u64) -> (Which, u64) {
-        let limited = limiter.admit(now_ms, tokens).expect_err("over the limit");
+    fn admit(quota: &Quota, now_ms: u64, tokens: u64) -> Admitted {
+        quota.clone().admit(now_ms, tokens).unwrap()
+    }
+
+    fn refused(quota: &Quota, now_ms: u64, tokens: u64) -> (Which, u64) {
+        let limited = quota.clone().admit(now_ms, tokens).expect_err("over the limit");
         (limited.which, limited.retry_after_ms)
     }
 
     #[test]
     fn a_minutes_requests_at_once_then_evenly() {
-        let limiter = limiter(Limits { rpm: Some(3), ..Limits::default() });
+        let quota = quota(Limits { rpm: Some(3), ..Limits::default() });
         for _ in 0..3 {
-            drop(limiter.admit(NOW, 0).unwrap());
+            drop(admit(&quota, NOW, 0));
         }
-        assert_eq!(refused(&limiter, NOW, 0), (Which::Rpm, 20_000));
-        assert_eq!(refused(&limiter, NOW + 19_999, 0), (Which::Rpm, 1));
-        drop(limiter.admit(NOW + 20_000, 0).unwrap());
-        assert_eq!(refused(&limiter, NOW + 20_000, 0), (Which::Rpm, 20_000));
+        assert_eq!(refused(&quota, NOW, 0), (Which::Rpm, 20_000));
+        assert_eq!(refused(&quota, NOW + 19_999, 0), (Which::Rpm, 1));
+        drop(admit(&quota, NOW + 20_000, 0));
+        assert_eq!(refused(&quota, NOW + 20_000, 0), (Which::Rpm, 20_000));
     }
 
     #[test]
     fn what_was_underestimated_is_owed() {
-        let limiter = limiter(Limits { tpm: Some(1_000), ..Limits::default() });
-        limiter.admit(NOW, 100).unwrap().correct(NOW, 1_600);
-        assert_eq!(limiter.standings(NOW).tokens, Some(Standing { limit: 1_000, remaining: 0, reset_ms: 96_000 }));
+        let quota = quota(Limits { tpm: Some(1_000), ..Limits::default() });
+        admit(&quota, NOW, 100).correct(NOW, 1_600);
+        assert_eq!(quota.standings(NOW).tokens, Some(Standing { limit: 1_000, remaining: 0, reset_ms: 96_000 }));
         // 600 owed and 100 asked: 700 tokens take 42 s.
-        assert_eq!(refused(&limiter, NOW, 100), (Which::Tpm, 42_000));
-        drop(limiter.admit(NOW + 42_000, 100).unwrap());
+        assert_eq!(refused(&quota, NOW, 100), (Which::Tpm, 42_000));
+        drop(admit(&quota, NOW + 42_000, 100));
     }
 
     #[test]
     fn what_was_overestimated_comes_back() {
-        let limiter = limiter(Limits { tpm: Some(1_000), ..Limits::default() });
-        limiter.admit(NOW, 900).unwrap().correct(NOW, 100);
-        assert_eq!(limiter.standings(NOW).tokens.unwrap().remaining, 900);
+        let quota = quota(Limits { tpm: Some(1_000), ..Limits::default() });
+        admit(&quota, NOW, 900).correct(NOW, 100);
+        assert_eq!(quota.standings(NOW).tokens.unwrap().remaining, 900);
         // Later than the bucket needs to refill, a correction downwards gains nothing, one upwards still counts.
-        limiter.admit(NOW, 900).unwrap().correct(NOW + 600_000, 0);
-        assert_eq!(limiter.standings(NOW + 600_000).tokens.unwrap().remaining, 1_000);
-        limiter.admit(NOW + 600_000, 1_000).unwrap().correct(NOW + 900_000, 1_250);
-        assert_eq!(limiter.standings(NOW + 900_000).tokens.unwrap().remaining, 750);
+        admit(&quota, NOW, 900).correct(NOW + 600_000, 0);
+        assert_eq!(quota.standings(NOW + 600_000).tokens.unwrap().remaining, 1_000);
+        admit(&quota, NOW + 600_000, 1_000).correct(NOW + 900_000, 1_250);
+        assert_eq!(quota.standings(NOW + 900_000).tokens.unwrap().remaining, 750);
     }
 
     #[test]
     fn more_than_the_limit_passes_once_and_owes() {
-        let limiter = limiter(Limits { tpm: Some(1_000), ..Limits::default() });
-        drop(limiter.admit(NOW, 5_000).unwrap());
-        assert_eq!(refused(&limiter, NOW, 1), (Which::Tpm, 240_060));
+        let quota = quota(Limits { tpm: Some(1_000), ..Limits::default() });
+        drop(admit(&quota, NOW, 5_000));
+        assert_eq!(refused(&quota, NOW, 1), (Which::Tpm, 240_060));
     }
 
     #[test]
     fn a_refusal_takes_nothing_and_names_the_longest_wait() {
-        let limiter = limiter(Limits { rpm: Some(10), tpm: Some(100), tpd: Some(150), ..Limits::default() });
-        drop(limiter.admit(NOW, 100).unwrap());
-        let before = limiter.standings(NOW);
+        let quota = quota(Limits { rpm: Some(10), tpm: Some(100), tpd: Some(150), ..Limits::default() });
+        drop(admit(&quota, NOW, 100));
+        let before = quota.standings(NOW);
         // 50 more fit the day but not the minute; 60 fit neither, and the day's wait is longer.
-        assert_eq!(refused(&limiter, NOW, 50), (Which::Tpm, 30_000));
-        assert_eq!(refused(&limiter, NOW, 60), (Which::Tpd, 5_760_000));
-        assert_eq!(limiter.standings(NOW), before);
-        assert_eq!(limiter.in_flight(), 0);
+        assert_eq!(refused(&quota, NOW, 50), (Which::Tpm, 30_000));
+        assert_eq!(refused(&quota, NOW, 60), (Which::Tpd, 5_760_000));
+        assert_eq!(quota.standings(NOW), before);
+        assert_eq!(quota.limiter.in_flight(), 0);
     }
 
     #[test]
     fn requests_at_the_same_time() {
-        let limiter = limiter(Limits { concurrent: Some(2), ..Limits::default() });
-        let (one, two) = (limiter.admit(NOW, 0).unwrap(), limiter.admit(NOW, 0).unwrap());
-        assert_eq!(refused(&limiter, NOW, 0), (Which::Concurrent, CONCURRENT_RETRY_MS));
+        let quota = quota(Limits { concurrent: Some(2), ..Limits::default() });
+        let (one, two) = (admit(&quota, NOW, 0), admit(&quota, NOW, 0));
+        assert_eq!(refused(&quota, NOW, 0), (Which::Concurrent, CONCURRENT_RETRY_MS));
         one.correct(NOW, 5);
-        let three = limiter.admit(NOW, 0).unwrap();
+        let three = admit(&quota, NOW, 0);
         drop((two, three));
-        assert_eq!(limiter.in_flight(), 0);
+        assert_eq!(quota.limiter.in_flight(), 0);
     }
 
     #[test]
     fn a_limit_of_zero_lets_nothing_pass() {
-        assert_eq!(refused(&limiter(Limits { rpm: Some(0), ..Limits::default() }), NOW, 0), (Which::Rpm, NEVER_RETRY_MS));
+        assert_eq!(refused(&quota(Limits { rpm: Some(0), ..Limits::default() }), NOW, 0), (Which::Rpm, NEVER_RETRY_MS));
     }
 
     #[test]
     fn all_limiters_or_none() {
-        let (wide, narrow) = (limiter(Limits { rpm: Some(5), ..Limits::default() }), limiter(Limits { rpm: Some(1), ..Limits::default() }));
-        drop(admit_all([&wide, &narrow], NOW, 0).unwrap());
-        assert_eq!(admit_all([&wide, &narrow], NOW, 0).unwrap_err().limit, 1);
+        let (wide, narrow) = (quota(Limits { rpm: Some(5), ..Limits::default() }), quota(Limits { rpm: Some(1), ..Limits::default() }));
+        drop(admit_all([wide.clone(), narrow.clone()], NOW, 0).unwrap());
+        assert_eq!(admit_all([wide.clone(), narrow.clone()], NOW, 0).unwrap_err().limit, 1);
         assert_eq!(wide.standings(NOW).requests.unwrap().remaining, 4);
-        let both = wide.standings(NOW).with(narrow.standings(NOW));
+        let both = Standings::of([&wide, &narrow], NOW);
         assert_eq!(both.requests, Some(Standing { limit: 1, remaining: 0, reset_ms: 60_000 }));
     }
 
     #[test]
     fn other_limits_after_a_reload() {
-        let limiter = limiter(Limits { rpm: Some(2), ..Limits::default() });
-        drop((limiter.admit(NOW, 0).unwrap(), limiter.admit(NOW, 0).unwrap()));
-        limiter.change(Limits::default());
-        drop(limiter.admit(NOW, 0).unwrap());
-        limiter.change(Limits { rpm: Some(100), ..Limits::default() });
-        assert_eq!(refused(&limiter, NOW, 0).0, Which::Rpm);
-        drop(limiter.admit(NOW + 600, 0).unwrap());
+        let mut quota = quota(Limits { rpm: Some(2), ..Limits::default() });
+        drop((admit(&quota, NOW, 0), admit(&quota, NOW, 0)));
+        quota.limits = Limits::default();
+        drop(admit(&quota, NOW, 0));
+        quota.limits.rpm = Some(100);
+        assert_eq!(refused(&quota, NOW, 0).0, Which::Rpm);
+        drop(admit(&quota, NOW + 600, 0));
     }
 
     #[test]
@@ -522,13 +514,13 @@ mod tests {
 
     #[test]
     fn threads_together_pass_exactly_the_limit() {
-        let limiter = limiter(Limits { rpm: Some(1_000), tpm: Some(50_000), ..Limits::default() });
+        let quota = quota(Limits { rpm: Some(1_000), tpm: Some(50_000), ..Limits::default() });
         let passed: usize = std::thread::scope(|scope| {
-            let run = || (0..500).filter(|_| limiter.admit(NOW, 100).is_ok()).count();
+            let run = || (0..500).filter(|_| quota.clone().admit(NOW, 100).is_ok()).count();
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(run)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         assert_eq!(passed, 500);
-        assert_eq!(limiter.in_flight(), 0);
+        assert_eq!(quota.limiter.in_flight(), 0);
     }
 }

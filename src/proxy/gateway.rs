@@ -14,7 +14,7 @@ use crate::config::weir_toml::Settings;
 use crate::engine::budget::Account;
 use crate::engine::catalog::{Catalog, Target, Tier};
 use crate::engine::dialect::Endpoint;
-use crate::engine::limit::{Limiter, Limits};
+use crate::engine::limit::{Limiter, Limits, Quota};
 use crate::engine::route::Class;
 use crate::store::Store;
 use crate::store::accounts::Accounts;
@@ -168,40 +168,34 @@ pub struct Limiters {
 }
 
 impl Limiters {
-    /// The limiter of `owner`, made or changed to `limits` as needed; `None` when nothing is limited.
-    pub fn of(&self, owner: Owner, limits: Limits) -> Option<Arc<Limiter>> {
-        if limits == Limits::default() {
-            return None;
-        }
-        let map = self.by_owner.pin();
-        let limiter = match map.get(&owner) {
-            Some(limiter) => limiter,
-            None => map.get_or_insert_with(owner, || Arc::new(Limiter::new(limits))),
-        };
-        Some(with_limits(limiter, limits))
+    /// What `owner` has of `limits`; `None` when nothing is limited.
+    pub fn of(&self, owner: Owner, limits: Limits) -> Option<Quota> {
+        (limits != Limits::default()).then(|| Quota { limiter: self.limiter(owner), limits })
     }
 
-    /// The limiter of a key's account in a tier, as [`Limiters::of`]. Looked for once, while the key has the same tier, as its account
-    /// is ([`CallerKey::account`]).
-    pub fn in_tier(&self, key: &CallerKey, tier: &Tier) -> Option<Arc<Limiter>> {
+    /// What a key's account has of a tier's limits, as [`Limiters::of`]. Its limiter is looked for once, while the key has the same tier,
+    /// as its account is ([`CallerKey::account`]).
+    pub fn in_tier(&self, key: &CallerKey, tier: &Tier) -> Option<Quota> {
         if tier.limits == Limits::default() {
             return None;
         }
-        let find = || self.of(Owner::InTier(key.account_id.clone(), tier.name.clone()), tier.limits);
-        match key.in_tier() {
-            Some((name, limiter)) if *name == tier.name => Some(with_limits(limiter, tier.limits)),
+        let find = || self.limiter(Owner::InTier(key.account_id.clone(), tier.name.clone()));
+        let limiter = match key.in_tier() {
+            Some((name, limiter)) if *name == tier.name => limiter.clone(),
             Some(_) => find(),
-            None => find().inspect(|limiter| key.is_in_tier(tier.name.clone(), limiter.clone())),
-        }
+            None => {
+                let limiter = find();
+                key.is_in_tier(tier.name.clone(), limiter.clone());
+                limiter
+            }
+        };
+        Some(Quota { limiter, limits: tier.limits })
     }
-}
 
-/// What was used stays used: the same limiter takes new limits.
-fn with_limits(limiter: &Arc<Limiter>, limits: Limits) -> Arc<Limiter> {
-    if !limiter.has(limits) {
-        limiter.change(limits);
+    /// The limiter of `owner`, the same for as long as this lives.
+    fn limiter(&self, owner: Owner) -> Arc<Limiter> {
+        self.by_owner.pin().get_or_insert_with(owner, Arc::default).clone()
     }
-    limiter.clone()
 }
 
 impl Gateway {
@@ -405,23 +399,25 @@ mod tests {
         let [first, second, stranger] =
             [("one", "acme"), ("two", "acme"), ("three", "other")].map(|(id, account)| CallerKey::outside(id, account, None, u64::MAX));
         let (starter, pro) = (tier("starter", Some(5)), tier("pro", Some(7)));
-        let of = |key: &CallerKey, tier: &Tier| limiters.in_tier(key, tier).unwrap();
+        let of = |key: &CallerKey, tier: &Tier| {
+            let quota = limiters.in_tier(key, tier).unwrap();
+            assert_eq!(quota.limits, tier.limits);
+            quota.limiter
+        };
         let begun = of(&first, &starter);
-        assert!(begun.has(starter.limits));
         for key in [&first, &second, &first] {
             assert!(Arc::ptr_eq(&of(key, &starter), &begun));
         }
         assert!(!Arc::ptr_eq(&of(&stranger, &starter), &begun));
         // In another tier, as after another default: its own limiter, and the first one again afterwards.
         let elsewhere = of(&first, &pro);
-        assert!(!Arc::ptr_eq(&elsewhere, &begun) && elsewhere.has(pro.limits));
+        assert!(!Arc::ptr_eq(&elsewhere, &begun));
         assert!(Arc::ptr_eq(&of(&second, &pro), &elsewhere));
         assert!(Arc::ptr_eq(&of(&first, &starter), &begun));
-        // Other limits: the same limiter takes them, so what was used stays used.
-        let used = begun.admit(0, 0).unwrap();
-        let tighter = tier("starter", Some(1));
-        assert!(Arc::ptr_eq(&of(&second, &tighter), &begun));
-        assert!(begun.has(tighter.limits) && begun.admit(0, 0).is_err());
+        // Other limits: the same limiter, so what was used stays used.
+        let used = limiters.in_tier(&first, &starter).unwrap().admit(0, 0).unwrap();
+        let tighter = limiters.in_tier(&second, &tier("starter", Some(1))).unwrap();
+        assert!(tighter.admit(0, 0).is_err());
         assert!(limiters.in_tier(&first, &tier("starter", None)).is_none());
         drop(used);
     }

@@ -12,7 +12,7 @@ use crate::engine::budget::{MonthIndex, Reservation, ShortBy, Terms};
 use crate::engine::catalog::{Catalog, TargetPrice, Tier};
 use crate::engine::dialect::Endpoint;
 use crate::engine::id::{IdText, RequestId};
-use crate::engine::limit::{self, Limited, Limiter, Standings, Which};
+use crate::engine::limit::{self, Limited, Quota, Standings, Which};
 use crate::engine::money::{Credits, Factor};
 use crate::engine::outbound;
 use crate::engine::peek::{self, Peek};
@@ -279,11 +279,10 @@ pub struct Opened {
 pub fn open_account(gateway: &Arc<Gateway>, catalog: &Catalog, opening: &Opening<'_>) -> Result<Opened, Refusal> {
     let Opening { head, caller, headers, peek, draw, row } = *opening;
     let (plan, prompt_tokens) = plan(gateway, catalog, caller, headers, head, peek, draw)?;
-    let limiters = limiters(gateway, caller);
     let output_tokens = most_output(peek, &plan);
     let estimated_tokens = prompt_tokens.saturating_add(output_tokens.min(peek.max_output.unwrap_or(0)));
-    let limits = limit::admit_all(limiters.iter(), head.started_ms, estimated_tokens).map_err(rate_limited)?;
-    let standings = standings(&limiters, head.started_ms);
+    let limits = limit::admit_all(quotas(gateway, caller), head.started_ms, estimated_tokens).map_err(rate_limited)?;
+    let standings = Standings::of(limits.iter().map(limit::Admitted::quota), head.started_ms);
 
     let tariff = tariff(gateway, caller, &plan);
     let priced = Priced { plan: &plan, prompt_tokens, output_tokens, stream: peek.stream, tariff };
@@ -417,18 +416,14 @@ fn most_output(peek: &Peek, plan: &Plan) -> u64 {
 
 /// Where a caller stands, for the rate-limit headers of an answer or a refusal.
 pub fn standing(gateway: &Gateway, caller: &Caller, now_ms: u64) -> Standings {
-    standings(&limiters(gateway, caller), now_ms)
+    Standings::of(quotas(gateway, caller), now_ms)
 }
 
-fn standings(limiters: &[Arc<Limiter>], now_ms: u64) -> Standings {
-    limiters.iter().fold(Standings::default(), |sum, limiter| sum.with(limiter.standings(now_ms)))
-}
-
-/// The limiters of key and tier; the tier's apply to each account.
-fn limiters(gateway: &Gateway, caller: &Caller) -> Vec<Arc<Limiter>> {
+/// What limits key and tier; a tier's limits apply to each account.
+fn quotas(gateway: &Gateway, caller: &Caller) -> impl Iterator<Item = Quota> {
     let key = gateway.limiters.of(Owner::Key(caller.key.id.clone()), caller.key.limits());
     let tier = caller.tier.as_ref().and_then(|tier| gateway.limiters.in_tier(&caller.key, tier));
-    key.into_iter().chain(tier).collect()
+    key.into_iter().chain(tier)
 }
 
 fn tariff(gateway: &Gateway, caller: &Caller, plan: &Plan) -> Tariff {
