@@ -151,8 +151,8 @@ impl Request {
             Err(BadBody::NoModel) if head.observe => Peek::default(),
             read => read.map_err(|bad| refused(&Refusal::BadBody(bad), endpoint.dialect()))?,
         };
-        if peek.names_other_models && !head.observe {
-            return Err(refused(&Refusal::OtherModels, endpoint.dialect()));
+        if let Some(what) = peek.unsupported.filter(|_| !head.observe) {
+            return Err(refused(&Refusal::Unsupported(what), endpoint.dialect()));
         }
         // The id takes the low 80 bits, the draw those above.
         let random = (u128::from(engine.random()) << 64) | u128::from(engine.random());
@@ -202,7 +202,8 @@ impl Request {
         json!({
             "key": self.head.credential(), "path": self.endpoint.path(), "headers": headers, "model": peek.model, "stream": peek.stream,
             "max_output": peek.max_output, "choices": peek.choices, "needs": peek.needs.0, "text_bytes": peek.text_bytes,
-            "token_ids": peek.token_ids, "messages": peek.messages, "images": peek.images, "prefix_hash": peek.prefix_hash,
+            "token_ids": peek.token_ids, "messages": peek.messages, "images": peek.images,
+            "file_bytes": peek.file_bytes, "prefix_hash": peek.prefix_hash,
         })
         .to_string()
     }

@@ -13,7 +13,7 @@ mod text;
 
 pub use scrub::{scrub, scrub_known};
 
-use super::peek::BadBody;
+use super::peek::{BadBody, Unsupported};
 use std::fmt;
 use std::sync::Arc;
 
@@ -73,8 +73,8 @@ pub enum Refusal {
         /// Tokens it writes at most.
         most: u64,
     },
-    /// The body lists models of its own to fall back to, past the policy.
-    OtherModels,
+    /// The body asks what cannot be had through here.
+    Unsupported(Unsupported),
     /// A self-service request cannot be carried out; why. Never holds a secret.
     Invalid {
         /// For people.
@@ -341,7 +341,14 @@ impl Refusal {
             Refusal::NotSpoken { .. } => row(400, INVALID, Some("unsupported_endpoint"), INVALID, "not_spoken"),
             Refusal::ContextTooLong { .. } => row(400, INVALID, Some("context_length_exceeded"), INVALID, "context_too_long"),
             Refusal::OutputTooLong { .. } => row(400, INVALID, Some("invalid_value"), INVALID, "output_too_long"),
-            Refusal::OtherModels => row(400, INVALID, Some("unsupported_parameter"), INVALID, "other_models"),
+            Refusal::Unsupported(what) => {
+                let reason = match what {
+                    Unsupported::OtherModels => "other_models",
+                    Unsupported::Background => "background",
+                    Unsupported::Misspelt(_) => "misspelt",
+                };
+                row(400, INVALID, Some("unsupported_parameter"), INVALID, reason)
+            }
             Refusal::Invalid { .. } => row(400, INVALID, None, INVALID, "invalid"),
             Refusal::NoKey => row(401, INVALID, Some("invalid_api_key"), "authentication_error", "no_key"),
             Refusal::UnknownKey => row(401, INVALID, Some("invalid_api_key"), "authentication_error", "unknown_key"),
@@ -403,7 +410,9 @@ impl Refusal {
             | Refusal::ModelClosed { .. }
             | Refusal::NotSpoken { .. }
             | Refusal::Unpriced { .. } => Some("model"),
-            Refusal::BadBody(BadBody::WrongType(field)) => Some(field),
+            Refusal::BadBody(BadBody::WrongType(field)) | Refusal::Unsupported(Unsupported::Misspelt(field)) => Some(field),
+            Refusal::Unsupported(Unsupported::OtherModels) => Some("models"),
+            Refusal::Unsupported(Unsupported::Background) => Some("background"),
             Refusal::BadHeader { name, .. } => Some(name),
             _ => None,
         }

@@ -64,8 +64,8 @@ pub struct Peek {
     pub service_tier: Option<String>,
     /// `response_format` where it is a word (audio, images): `text`, `srt` and `vtt` are answered without JSON.
     pub response_format: Option<String>,
-    /// `models` is there: OpenRouter's own list of fallbacks, which no policy here has seen.
-    pub names_other_models: bool,
+    /// What is asked and not to be had through here.
+    pub unsupported: Option<Unsupported>,
     /// Just behind the opening brace: where a missing field is put.
     pub insert_at: usize,
 }
@@ -82,6 +82,17 @@ pub struct Cap {
     pub at: Range<usize>,
     /// Tokens; `None` for `null`.
     pub value: Option<u64>,
+}
+
+/// What a body may ask of a provider and not of weir.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsupported {
+    /// `models`: OpenRouter's own list of fallbacks, which no policy here has seen.
+    OtherModels,
+    /// `"background": true`: the answer comes without what it costs, which nobody tells afterwards.
+    Background,
+    /// A field that matters in another case (`Model`): some servers take it for the field.
+    Misspelt(&'static str),
 }
 
 /// Why a body cannot be read.

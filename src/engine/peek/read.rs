@@ -5,7 +5,7 @@
 //! refuses a request, while one too low is put right when the provider reports its usage.
 
 use super::scan::{DEPTH_MAX, Scanner, Text};
-use super::{BadBody, Cap, NAME_MAX, Peek};
+use super::{BadBody, Cap, NAME_MAX, Peek, Unsupported};
 use crate::engine::catalog::Capabilities;
 use crate::engine::dialect::Endpoint;
 use rustc_hash::FxHasher;
@@ -49,6 +49,9 @@ enum Field {
     System,
     ResponseFormat,
     OtherModels,
+    Background,
+    /// Another spelling of a field that matters.
+    Misspelt(&'static str),
     /// Nothing but what its place counts.
     Other(Place),
 }
@@ -185,7 +188,9 @@ impl<'a> Reader<'a> {
                 self.tools.write(self.scan.slice(at));
             }
             (Field::System, Found::Text(_) | Found::Array { is_empty: false }) => self.system.write(self.scan.slice(at)),
-            (Field::OtherModels, Found::Array { is_empty: false }) => self.peek.names_other_models = true,
+            (Field::OtherModels, Found::Array { is_empty: false }) => self.peek.unsupported = Some(Unsupported::OtherModels),
+            (Field::Background, Found::Bool(true)) => self.peek.unsupported = Some(Unsupported::Background),
+            (Field::Misspelt(name), _) => self.peek.unsupported = Some(Unsupported::Misspelt(name)),
             _ => {}
         }
         Ok(())
@@ -411,7 +416,8 @@ impl Field {
             (b"input", Embeddings | Moderations | Speech) => Field::Other(Place::Text),
             (b"prompt", Completions | Images) | (b"suffix", Completions) | (b"instructions", Speech) => Field::Other(Place::Text),
             (b"text", Responses) | (b"output_config" | b"output_format", Messages | CountTokens) => Field::Other(Place::Format),
-            _ => Field::Other(Place::Skip),
+            (b"background", Responses) => Field::Background,
+            _ => misspelt(key).map_or(Field::Other(Place::Skip), Field::Misspelt),
         }
     }
 
@@ -425,6 +431,16 @@ impl Field {
             _ => Place::Skip,
         }
     }
+}
+
+/// The field that another spelling stands for where names are compared without case, as Go's `encoding/json` does (Ollama), and the last
+/// one wins: what is read here and what is read there would differ.
+fn misspelt(key: &[u8]) -> Option<&'static str> {
+    const MATTER: [&str; 8] = ["model", "models", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of"];
+    if !key.iter().any(u8::is_ascii_uppercase) {
+        return None;
+    }
+    MATTER.into_iter().find(|name| key.eq_ignore_ascii_case(name.as_bytes()))
 }
 
 impl Place {

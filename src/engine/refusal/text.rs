@@ -1,7 +1,7 @@
 //! What the caller reads: what is wrong and what to do. No upstream key, no internal address.
 
 use super::{RateLimit, Refusal, UpstreamFailure};
-use crate::engine::peek::BadBody;
+use crate::engine::peek::{BadBody, Unsupported};
 use std::fmt::{self, Formatter};
 use std::sync::Arc;
 
@@ -66,7 +66,15 @@ fn caller(refusal: &Refusal, f: &mut Formatter<'_>) -> fmt::Result {
         Refusal::OutputTooLong { model, most } => {
             write!(f, "The model '{}' writes {most} tokens at most. Ask for no more than that.", asked(model))
         }
-        Refusal::OtherModels => f.write_str("The field 'models' is not taken: fallbacks are configured here. Name one model in 'model'."),
+        Refusal::Unsupported(Unsupported::OtherModels) => {
+            f.write_str("The field 'models' is not taken: fallbacks are configured here. Name one model in 'model'.")
+        }
+        Refusal::Unsupported(Unsupported::Background) => {
+            f.write_str("'background' is not taken: what such an answer costs is not known when it is given. Ask without it.")
+        }
+        Refusal::Unsupported(Unsupported::Misspelt(field)) => {
+            write!(f, "Write '{field}' in lower case: servers differ in what else they take for it.")
+        }
         Refusal::Invalid { what } => write!(f, "{what}."),
         Refusal::NoKey => {
             f.write_str("You did not provide an API key. Send it as 'Authorization: Bearer KEY' (or in x-api-key or api-key).")

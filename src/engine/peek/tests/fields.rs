@@ -240,7 +240,7 @@ fn the_prefix_is_the_system_prompt_and_the_tools() {
 #[test]
 fn words_are_kept() {
     let peek = read(ChatCompletions, &with(r#""service_tier":"fl\u0065x","models":["other"]"#));
-    assert_eq!((peek.service_tier.as_deref(), peek.names_other_models), (Some("flex"), true));
+    assert_eq!((peek.service_tier.as_deref(), peek.unsupported), (Some("flex"), Some(Unsupported::OtherModels)));
     assert_eq!(read(ChatCompletions, &with(r#""service_tier":"flex","service_tier":null"#)).service_tier, None);
     assert_eq!(json(ChatCompletions, with(r#""service_tier":1"#).as_bytes()).err(), Some(BadBody::WrongType("service_tier")));
     assert_eq!(read(Images, &with(r#""response_format":"b64_json""#)).response_format.as_deref(), Some("b64_json"));
