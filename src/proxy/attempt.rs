@@ -3,6 +3,7 @@
 //! An attempt commits with its first event (a stream) or its last byte (a whole answer), not with its headers: until then
 //! another target can take over and the client never knows.
 
+use super::body::Share;
 use super::headers;
 use super::heap::boxed;
 use super::upstream::{ConnectError, Connected, Upstreams};
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 /// An error body is read up to here; the rest says nothing more.
 pub const ERROR_BODY_BYTES_MAX: usize = 64 << 10;
 /// A whole answer is held until it is complete (its cost goes into a header). A larger one is passed on as it comes, counted
-/// by its tail, without the cost header.
+/// by its tail, without the cost header; so is one that finds no room beside all other bodies.
 pub const WHOLE_ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Slices up to this size wait for the last one, to go out in one write with it; larger ones are worth a write of their own.
 const HELD_SLICE_BYTES_MAX: usize = 16 << 10;
@@ -43,6 +44,8 @@ pub struct Sending {
     pub watch: Watch,
     /// When the exchange as a whole must be over.
     pub deadline: Instant,
+    /// Room for a whole answer, beside the bodies of all requests.
+    pub held: Share,
 }
 
 /// A target that answers.
@@ -79,6 +82,8 @@ pub struct Whole {
     pub tally: Tally,
     /// Text to count where the provider said nothing.
     pub text: TextCounter,
+    /// Its room, until it is written.
+    pub _share: Share,
 }
 
 /// A target that did not answer.
@@ -189,7 +194,7 @@ fn read_outcome(error: &pingora_error::Error, phase: TimeoutPhase) -> What {
 }
 
 async fn exchange(upstreams: &Arc<Upstreams>, mut connected: Connected, sending: Sending) -> Result<Committed, Box<Failed>> {
-    let Sending { provider, header, body, watch, deadline, .. } = sending;
+    let Sending { provider, header, body, watch, deadline, held, .. } = sending;
     let timeouts = provider.timeouts;
     let first_event_by = Instant::now() + timeouts.first_event;
     let reused = connected.reused;
@@ -242,7 +247,7 @@ async fn exchange(upstreams: &Arc<Upstreams>, mut connected: Connected, sending:
     } else if is_opaque(upstream) {
         Ok(Committed::Opaque(boxed(|| Streaming { connected, header, meter: StreamMeter::of_body(watch), first: Vec::new() })))
     } else {
-        whole(upstreams, connected, header, &reading).await
+        whole(upstreams, connected, header, &reading, held).await
     }
 }
 
@@ -334,7 +339,7 @@ async fn first_event(mut connected: Connected, header: Parts, reading: &Reading,
             Err(error) => return Err(read_outcome(&error, TimeoutPhase::FirstEvent).into()),
         }
         if meter.events() > 0 || held > PREAMBLE_BYTES_MAX {
-            if let Some(error) = meter.error().filter(|_| meter.events() <= 1) {
+            if let Some(error) = meter.error_at_first() {
                 let failed =
                     Failed { what: What::ErrorFirstEvent, answer: Some(Answer { header, body: Bytes::new(), error: error.clone() }) };
                 return Err(Box::new(failed));
@@ -345,7 +350,13 @@ async fn first_event(mut connected: Connected, header: Parts, reading: &Reading,
 }
 
 /// Reads a whole answer.
-async fn whole(upstreams: &Arc<Upstreams>, mut connected: Connected, header: Parts, reading: &Reading) -> Result<Committed, Box<Failed>> {
+async fn whole(
+    upstreams: &Arc<Upstreams>,
+    mut connected: Connected,
+    header: Parts,
+    reading: &Reading,
+    mut share: Share,
+) -> Result<Committed, Box<Failed>> {
     let mut chunks: Vec<Bytes> = Vec::with_capacity(2);
     let mut length = 0;
     loop {
@@ -354,7 +365,7 @@ async fn whole(upstreams: &Arc<Upstreams>, mut connected: Connected, header: Par
             Ok(Some(chunk)) => {
                 length += chunk.len();
                 chunks.push(chunk);
-                if length > WHOLE_ANSWER_BYTES_MAX {
+                if length > WHOLE_ANSWER_BYTES_MAX || share.grow_to(length as u64).is_err() {
                     let (mut meter, mut first) = (StreamMeter::of_body(reading.watch), Vec::new());
                     chunks.into_iter().for_each(|chunk| meter.feed(chunk, &mut first));
                     return Ok(Committed::Opaque(boxed(|| Streaming { connected, header, meter, first })));
@@ -370,7 +381,7 @@ async fn whole(upstreams: &Arc<Upstreams>, mut connected: Connected, header: Par
         Ok((Tally { error: Some(error), ref usage, .. }, _)) if usage.is_zero() => {
             Failed { what: What::ErrorFirstEvent, answer: Some(Answer { header, body, error }) }
         }
-        Ok((tally, text)) => return Ok(Committed::Whole(boxed(|| Whole { connected, header, body, tally, text }))),
+        Ok((tally, text)) => return Ok(Committed::Whole(boxed(|| Whole { connected, header, body, tally, text, _share: share }))),
         Err(()) => Failed::new(What::EmptyOrNotJson),
     };
     upstreams.release(connected).await;

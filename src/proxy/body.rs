@@ -23,7 +23,7 @@ const CHUNKED_START_BYTES: usize = 8 << 10;
 /// 64 KiB at a time into a buffer of its own and copies that.
 const LONG_REST_BYTES: u64 = 64 << 10;
 
-/// Bytes of all request bodies that are held at this moment, and their bound.
+/// Bytes of all bodies, of requests and of whole answers, that are held at this moment, and their bound.
 #[derive(Debug)]
 pub struct InFlight {
     held: AtomicU64,
@@ -54,6 +54,11 @@ pub struct Share {
 }
 
 impl Share {
+    /// Nothing yet.
+    pub fn of(budget: &Arc<InFlight>) -> Share {
+        Share { budget: budget.clone(), bytes: 0 }
+    }
+
     /// Takes more, up to `bytes` in all.
     pub fn grow_to(&mut self, bytes: u64) -> Result<(), BodyError> {
         let more = bytes.saturating_sub(self.bytes);
@@ -95,7 +100,7 @@ pub async fn read(session: &mut ServerSession, max_body: u64, budget: &Arc<InFli
     let declared =
         headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
     let expects = headers.get(http::header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    let mut share = Share { budget: budget.clone(), bytes: 0 };
+    let mut share = Share::of(budget);
     if let Some(length) = declared {
         if length > max_body {
             return Err(BodyError::TooLarge);

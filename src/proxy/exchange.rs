@@ -1,6 +1,7 @@
 //! The one loop: attempts by the plan until one commits, then its answer to the client, then the account.
 
 use super::attempt::{self, Committed, Failed, Sending, Streaming, Whole};
+use super::body::Share;
 use super::denied;
 use super::gateway::Gateway;
 use super::headers::{self, OWN_HEADERS, Outbound};
@@ -93,7 +94,7 @@ impl<'a> Serving<'a> {
     fn answering(self, winner: Try) -> (Box<Answering<'a>>, Settlement) {
         let Serving { gateway, head, admitted, opened, .. } = self;
         let Try { attempt, told, series, in_flight, deadline, .. } = winner;
-        let blame = Blame { gateway, attempt, retry: admitted.plan.retry() };
+        let blame = Blame { gateway, attempt, series: series.clone(), retry: admitted.plan.retry(), is_told: false };
         let (standings, settlement, keeping, place) = for_the_answer(admitted);
         let answering = Answering { gateway, head, told, standings, deadline, series, in_flight, opened, keeping, blame, _place: place };
         (Box::new(answering), settlement)
@@ -182,6 +183,8 @@ pub fn prepare(
             let own = gateway.key_ring.own(&admitted.caller.key.account_id, &target.provider.name).ok_or_else(|| gone(target))?;
             let secret = Some(Arc::new(own.open(head.started_ms).map_err(|_| gone(target))?));
             match own.base_url() {
+                // A tier may be left, and its rights with it. Another place than the key's own must not see it.
+                Some(_) if !admitted.caller.tier.as_ref().is_some_and(|tier| tier.own_base_url) => return Err(gone(target)),
                 Some(base) => {
                     let provider = Provider { base: base.clone(), ca: None, ..(*target.provider).clone() };
                     (secret, Arc::new(provider), !gateway.settings.vault.allows_host(&base.host))
@@ -209,7 +212,8 @@ pub fn prepare(
     .ok_or_else(|| Refusal::NoPayer { model: target.model.as_ref().into() })?;
     let watch = Watch { endpoint: head.endpoint, kind: provider.kind, family: target.family, strip_usage: edits.include_usage };
     let deadline = head.started + provider.timeouts.total;
-    Ok(Prepared { sending: Sending { provider, public_only, header, body, watch, deadline }, key })
+    let held = Share::of(&gateway.bodies);
+    Ok(Prepared { sending: Sending { provider, public_only, header, body, watch, deadline, held }, key })
 }
 
 /// An own key that was removed between the plan and the attempt.
@@ -225,18 +229,37 @@ async fn cancel(mut settlement: Settlement, family: Family) {
     settlement.settle(Ending::Cancelled, Exchanged::nothing(family)).await;
 }
 
-/// Whom to tell that an answer broke off after it had begun.
+/// Who is to blame for the end of an answer that has begun. Told once, before the client sees the end, so that who looks afterwards
+/// finds it; nobody is where it is dropped untold, for whoever stopped then was not the provider.
 pub struct Blame<'a> {
     gateway: &'a Gateway,
     attempt: Attempt,
+    series: Arc<Series>,
     retry: Retry,
+    is_told: bool,
 }
 
 impl Blame<'_> {
-    /// The provider broke off. Told before the client sees the end, so that who looks afterwards finds it.
-    pub fn provider(&self) {
-        self.attempt.broke_off(clock::now_ms(), &self.retry);
-        self.gateway.metrics.attempts.with_label_values(&[&self.attempt.target.provider.name, "broken_off"]).inc();
+    /// The provider broke off.
+    pub fn provider(&mut self) {
+        if !std::mem::replace(&mut self.is_told, true) {
+            self.attempt.broke_off(clock::now_ms(), &self.retry);
+            self.gateway.metrics.attempts.with_label_values(&[&self.attempt.target.provider.name, "broken_off"]).inc();
+        }
+    }
+
+    /// The provider did all that was wanted of it.
+    pub fn nobody(&mut self) {
+        if !std::mem::replace(&mut self.is_told, true) {
+            self.attempt.succeeded(clock::now_ms(), &self.retry);
+            self.gateway.metrics.attempt_ok(&self.series);
+        }
+    }
+}
+
+impl Drop for Blame<'_> {
+    fn drop(&mut self) {
+        self.nobody();
     }
 }
 
@@ -269,8 +292,9 @@ impl Answering<'_> {
     }
 
     /// The account first, then the answer: its cost is a header, and its row must be there before its end is seen.
-    async fn whole(self: Box<Self>, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> bool {
-        let Whole { connected, mut header, body, tally, text } = whole;
+    async fn whole(mut self: Box<Self>, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> bool {
+        let Whole { connected, mut header, body, tally, text, _share } = whole;
+        self.blame.nobody();
         let settled = settlement.settle(Ending::Complete, Exchanged { tally, text }).await;
         drop(self.in_flight);
         weirs_own(self.head, Some(&self.told), &self.standings, &mut header.headers);
@@ -290,10 +314,10 @@ impl Answering<'_> {
     }
 
     /// A stream was opened for the client and the target answered without one: there is no place for that answer.
-    async fn not_streamed(self: Box<Self>, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> bool {
+    async fn not_streamed(mut self: Box<Self>, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> bool {
+        self.blame.provider();
         let Whole { connected, tally, text, .. } = whole;
         self.gateway.upstreams.release(connected).await;
-        self.blame.provider();
         settlement.settle(Ending::Failed, Exchanged { tally, text }).await;
         let provider = self.told.target.provider.name.clone();
         let refusal = Refusal::StreamBroken(UpstreamFailure::new(provider, None, "it answered without streaming", None));
@@ -338,7 +362,7 @@ impl Answering<'_> {
             series: &self.series,
             upgrade_url: self.gateway.upgrade_url.clone(),
             keeping: self.keeping,
-            blame: &self.blame,
+            blame: self.blame,
         };
         let closes = relaying.session.req_header().version == http::Version::HTTP_10;
         relay(&mut relaying, streaming, settlement).await && !closes

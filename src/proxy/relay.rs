@@ -33,6 +33,9 @@ const TRAILER_TIMEOUT: Duration = Duration::from_secs(1);
 /// A comment between two events, which clients pass over.
 pub const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 
+/// How an answer ended that its provider's connection did not outlive.
+const BROKE: &str = "the connection broke in the middle of its answer";
+
 /// What the relay needs besides the stream.
 pub struct Relay<'a> {
     /// The client.
@@ -52,7 +55,7 @@ pub struct Relay<'a> {
     /// Keeps the answer to be given again.
     pub keeping: Option<Keeping>,
     /// Is told when the provider breaks off.
-    pub blame: &'a Blame<'a>,
+    pub blame: Blame<'a>,
 }
 
 /// How reading ended.
@@ -74,6 +77,7 @@ pub async fn relay(relay: &mut Relay<'_>, mut streaming: Box<Streaming>, mut set
     let mut joined = BytesMut::new();
     relay.session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
     let mut last_read = Instant::now();
+    let mut broken = false;
     let end = loop {
         let ended = meter.ended();
         if !ended && settlement.exhausted(meter) {
@@ -87,6 +91,9 @@ pub async fn relay(relay: &mut Relay<'_>, mut streaming: Box<Streaming>, mut set
         settlement.progress(meter);
         if write(relay.session, &mut relay.keeping, first, &mut joined).await.is_err() {
             break End::Client;
+        }
+        if broken {
+            break End::Broken(BROKE);
         }
         let limit = relay.provider.timeouts.between_events.min(relay.deadline.saturating_duration_since(last_read));
         connected.session.set_read_timeout(Some(limit.max(Duration::from_millis(1))));
@@ -106,13 +113,18 @@ pub async fn relay(relay: &mut Relay<'_>, mut streaming: Box<Streaming>, mut set
                             bytes += chunk.len();
                             meter.feed(chunk, first);
                         }
-                        _ => break,
+                        // Told once: the next read would find an end.
+                        Some(Err(_)) => {
+                            broken = true;
+                            break;
+                        }
+                        Some(Ok(None)) | None => break,
                     }
                 }
             }
             Ok(None) => break End::Upstream,
             Err(error) if *error.etype() == ErrorType::ReadTimedout => break End::Broken("it fell silent in the middle of its answer"),
-            Err(_) => break End::Broken("the connection broke in the middle of its answer"),
+            Err(_) => break End::Broken(BROKE),
         }
     };
     pinned(|| finish(relay, *streaming, joined, end, settlement)).await
@@ -129,14 +141,17 @@ async fn finish(relay: &mut Relay<'_>, streaming: Streaming, mut joined: BytesMu
             let cut = !meter.ended() && !meter.may_end_without_mark();
             let failed = cut || meter.error().is_some();
             if failed {
-                relay.blame.provider();
+                relay.blame.provider()
+            } else {
+                relay.blame.nobody()
             }
+            let is_of_events = meter.is_of_events();
             let (tally, text) = meter.finish();
             settlement.settle(if failed { Ending::Failed } else { Ending::Complete }, Exchanged { tally, text }).await;
             if cut {
                 drop(keeping);
                 let refusal = relay.broken("it ended its answer before it was finished");
-                return relay.end_with(&mut out, &mut joined, &refusal).await;
+                return relay.end_with(&mut out, &mut joined, &refusal, is_of_events).await;
             }
             let taken = write(relay.session, &mut keeping, &mut out, &mut joined).await.is_ok();
             let client = pass_rest(relay.session, &mut keeping, &mut connected, taken).await;
@@ -155,19 +170,23 @@ async fn finish(relay: &mut Relay<'_>, streaming: Streaming, mut joined: BytesMu
             connected.session.shutdown().await;
             drop(keeping);
             meter.flush(&mut out);
+            let is_of_events = meter.is_of_events();
             let (tally, text) = meter.finish();
             settlement.settle(Ending::Failed, Exchanged { tally, text }).await;
-            relay.end_with(&mut out, &mut joined, &relay.broken(what)).await
+            relay.end_with(&mut out, &mut joined, &relay.broken(what), is_of_events).await
         }
         End::Credit => {
             connected.session.shutdown().await;
             drop(keeping);
+            relay.blame.nobody();
+            let is_of_events = meter.is_of_events();
             let (tally, text) = meter.finish();
             settlement.settle(Ending::Cancelled, Exchanged { tally, text }).await;
             let refusal = Refusal::CreditsRanOut { upgrade_url: relay.upgrade_url.clone() };
-            relay.end_with(&mut out, &mut joined, &refusal).await
+            relay.end_with(&mut out, &mut joined, &refusal, is_of_events).await
         }
         End::Client => {
+            relay.blame.nobody();
             let meter = abandon(relay.upstreams.clone(), connected, meter, relay.provider.on_disconnect, relay.deadline).await;
             let (tally, text) = meter.finish();
             settlement.settle(Ending::Cancelled, Exchanged { tally, text }).await;
@@ -221,8 +240,13 @@ impl Relay<'_> {
         Refusal::StreamBroken(UpstreamFailure::new(self.provider.name.clone(), None, what, None))
     }
 
-    /// Ends the answer with an error event and without its normal end mark.
-    async fn end_with(&mut self, out: &mut Vec<Bytes>, joined: &mut BytesMut, refusal: &Refusal) -> bool {
+    /// Ends the answer with an error event and without its normal end mark. A body that is not of events has no place for one: it ends
+    /// without its end, so that nobody takes what came for all there is.
+    async fn end_with(&mut self, out: &mut Vec<Bytes>, joined: &mut BytesMut, refusal: &Refusal, is_of_events: bool) -> bool {
+        if !is_of_events {
+            let _ = write(self.session, &mut self.keeping, out, joined).await;
+            return false;
+        }
         // A partial event may have gone out: an empty line ends it, so that the error stands alone.
         let mut event = String::from("\n\n");
         refusal.write_event(self.endpoint, &mut event);

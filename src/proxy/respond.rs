@@ -2,6 +2,7 @@
 
 use super::headers::X_REQUEST_ID;
 use super::heap::boxed;
+use super::relay::CLIENT_WRITE_TIMEOUT;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
@@ -25,9 +26,21 @@ pub fn document(status: u16, content_type: &'static str, length: usize) -> Parts
     header
 }
 
+/// A client gets [`CLIENT_WRITE_TIMEOUT`] for so much of a whole answer: one that reads, however slowly, gets all of it.
+const SLICE_BYTES: usize = 1 << 20;
+
 /// Writes a whole answer. Returns whether the client took it.
-pub async fn write(session: &mut ServerSession, header: Parts, body: Bytes) -> bool {
-    session.write_response_header(boxed(|| header.into())).await.is_ok() && session.write_response_body(body, true).await.is_ok()
+pub async fn write(session: &mut ServerSession, header: Parts, mut body: Bytes) -> bool {
+    session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
+    if session.write_response_header(boxed(|| header.into())).await.is_err() {
+        return false;
+    }
+    while body.len() > SLICE_BYTES {
+        if session.write_response_body(body.split_to(SLICE_BYTES), false).await.is_err() {
+            return false;
+        }
+    }
+    session.write_response_body(body, true).await.is_ok()
 }
 
 /// Writes a JSON document that nobody should cache.
@@ -94,6 +107,31 @@ pub fn percent_decode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::pending;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_gets_all_however_slowly_and_one_that_does_not_is_given_up() {
+        let length = 3 * SLICE_BYTES;
+        for (reads, taken) in [(true, true), (false, false)] {
+            let (near, mut client) = duplex(32 << 10);
+            client.write_all(b"GET / HTTP/1.1\r\nhost: weir\r\n\r\n").await.unwrap();
+            let mut session = ServerSession::new_http1(Box::new(near));
+            assert!(session.read_request().await.unwrap());
+            let reading = async {
+                let (mut got, mut room) = (0, vec![0; 64 << 10]);
+                while reads && got < length {
+                    got += client.read(&mut room).await.unwrap();
+                    tokio::time::sleep(CLIENT_WRITE_TIMEOUT / 50).await;
+                }
+                pending::<()>().await
+            };
+            tokio::select! {
+                written = write(&mut session, document(200, "text/plain", length), vec![b'a'; length].into()) => assert_eq!(written, taken),
+                () = reading => {}
+            }
+        }
+    }
 
     #[test]
     fn percent_encoding_is_undone() {

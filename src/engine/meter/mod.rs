@@ -55,6 +55,8 @@ pub struct StreamMeter {
     reading: Reading,
     framing: Framing,
     events: u64,
+    /// The first of them was an error.
+    began_with_error: bool,
     /// The event that is coming in, while it may be the usage event.
     held: Vec<Bytes>,
     held_bytes: usize,
@@ -115,6 +117,7 @@ impl StreamMeter {
             reading,
             framing,
             events: 0,
+            began_with_error: false,
             held: Vec::new(),
             held_bytes: 0,
             partly_out: false,
@@ -142,7 +145,7 @@ impl StreamMeter {
                 return self.forward_rest(chunk, keep, start, out);
             };
             let seen = block.map_or(Seen::Heartbeat, |event| dialect::event(&event, &mut self.reading));
-            self.events += u64::from(seen != Seen::Heartbeat);
+            self.note(seen != Seen::Heartbeat);
             self.left_out = self.watch.strip_usage && seen == Seen::UsageOnly && !self.partly_out;
             self.partly_out = false;
             self.held_bytes = 0;
@@ -198,6 +201,22 @@ impl StreamMeter {
         self.framing == Framing::Events && !self.partly_out
     }
 
+    /// Counts an event that was read.
+    fn note(&mut self, is_event: bool) {
+        self.began_with_error |= is_event && self.events == 0 && self.reading.error.is_some();
+        self.events += u64::from(is_event);
+    }
+
+    /// The error that came before anything else, if one did, whatever has come behind it.
+    pub fn error_at_first(&self) -> Option<&UpstreamError> {
+        self.error().filter(|_| self.began_with_error)
+    }
+
+    /// What is watched are events; otherwise a body of another kind.
+    pub fn is_of_events(&self) -> bool {
+        self.framing == Framing::Events
+    }
+
     /// The error event seen, if any.
     pub fn error(&self) -> Option<&UpstreamError> {
         self.reading.error.as_ref()
@@ -245,7 +264,7 @@ impl StreamMeter {
     /// Reads an event that has no blank line behind it.
     fn read_last_event(&mut self) -> Seen {
         let seen = self.decoder.end().map_or(Seen::Heartbeat, |event| dialect::event(&event, &mut self.reading));
-        self.events += u64::from(matches!(seen, Seen::Event | Seen::UsageOnly));
+        self.note(matches!(seen, Seen::Event | Seen::UsageOnly));
         seen
     }
 

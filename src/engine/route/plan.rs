@@ -241,6 +241,11 @@ impl Attempt {
         }
     }
 
+    /// Its answer has come to its end: only now it is a success, for an answer that breaks off is none.
+    pub fn succeeded(&self, now_ms: u64, retry: &Retry) {
+        self.settle(&Outcome::Ok, Class::Ok, now_ms, retry);
+    }
+
     /// Its answer broke off after it had committed: the same as [`Plan::after`] with that outcome.
     pub fn broke_off(&self, now_ms: u64, retry: &Retry) {
         self.settle(&Outcome::BrokenOff, Class::BrokenOff, now_ms, retry);
