@@ -6,10 +6,11 @@
 
 use super::dialect::Endpoint;
 use super::health::{ProviderState, TargetState};
-use super::money::{Credits, Factor};
-use super::price::Price;
+use super::money::{Credits, Factor, Usd};
+use super::price::{Price, UNPRICED, believed};
 use super::provider::Kind;
 use super::tokens::Family;
+use super::usage::Usage;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -229,6 +230,18 @@ pub enum TargetPrice {
     Free,
     /// Unknown, on purpose: only keys without a budget may use it.
     Unpriced,
+}
+
+impl TargetPrice {
+    /// What a usage costs and the `price_id` that a row has it by. `service_tier` is the one the answer names, `reported` the
+    /// provider's own figure.
+    pub fn bill(&self, usage: &Usage, service_tier: Option<&str>, reported: Option<Usd>) -> (Usd, &str) {
+        match self {
+            TargetPrice::Priced(price) => price.bill(usage, service_tier, reported),
+            TargetPrice::Free => (Usd(0), "free"),
+            TargetPrice::Unpriced => (believed(reported).unwrap_or_default(), UNPRICED),
+        }
+    }
 }
 
 /// Order inside a priority group.

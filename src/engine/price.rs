@@ -58,6 +58,11 @@ struct Schedule {
     steps: Vec<(u64, Rates)>,
 }
 
+/// What a provider may say a request cost: 10,000 dollars. More is a mistake, or a caller's own server, and does not count.
+pub const REPORTED_COST_MAX: Usd = Usd(10_000 * Usd::ONE.0);
+/// The `price_id` of a row whose cost is not known.
+pub const UNPRICED: &str = "unpriced";
+
 /// One denominator for all units: a multiple of a million tokens and of the milliseconds in an hour.
 const DENOMINATOR: u128 = 18_000_000;
 /// What a token count is multiplied by: `DENOMINATOR` over a million.
@@ -150,6 +155,15 @@ impl Price {
         Usd(div_half_even(i128::try_from(sum).unwrap_or(i128::MAX), DENOMINATOR as i128))
     }
 
+    /// The cost ([`Price::cost`]) and the `price_id` that a row has it by.
+    pub fn bill(&self, usage: &Usage, service_tier: Option<&str>, reported: Option<Usd>) -> (Usd, &str) {
+        let reported = believed(reported);
+        let cost = self.cost(usage, service_tier, reported);
+        // Nothing, because what it costs by was not told: a transcript as plain text does not say how long the speech was.
+        let is_unknown = cost.0 == 0 && !usage.is_zero() && !self.covers(usage, service_tier, reported);
+        (cost, if is_unknown { UNPRICED } else { &self.id })
+    }
+
     /// Whether everything used that must cost something has a rate. `false`: the cost is too low and the row should say so.
     /// Tokens beside a unit that is priced (seconds of audio, images, requests) need none.
     pub fn covers(&self, usage: &Usage, service_tier: Option<&str>, reported: Option<Usd>) -> bool {
@@ -173,7 +187,8 @@ impl Price {
     }
 
     /// The most a request can cost in tokens and its fee per request, rounded up: the dearest rate of each side, in any service tier,
-    /// at any step `prompt_tokens` reaches. Images, seconds and searches are not in it; see [`Price::each`].
+    /// at any step `prompt_tokens` reaches. Images and seconds are not in it; see [`Price::most_of`]. Searches are in neither: nobody knows
+    /// beforehand how many a model makes.
     pub fn most(&self, prompt_tokens: u64, max_output_tokens: u64) -> Usd {
         let most = self.rates_up_to(prompt_tokens).map(|rates| {
             let side = |tokens: u64, buckets| (u128::from(tokens) * u128::from(rates.dearest(buckets))).saturating_mul(TOKENS_WEIGHT);
@@ -194,10 +209,16 @@ impl Price {
         }
     }
 
-    /// The dearest rate of one bucket in any service tier, in that bucket's unit: per image, per request, per search, per hour of audio,
-    /// per million tokens.
-    pub fn each(&self, bucket: Bucket) -> Option<Usd> {
-        self.rates_up_to(u64::MAX).filter_map(|rates| rates.of(bucket)).max()
+    /// The most that `count` of one bucket's units can cost, rounded up: the dearest rate in any service tier.
+    pub fn most_of(&self, bucket: Bucket, count: u64) -> Usd {
+        let rate = self.rates_up_to(u64::MAX).map(|rates| rates.dearest(&[bucket])).max().unwrap_or(0);
+        let most = (u128::from(count) * u128::from(rate)).saturating_mul(weight(bucket)).div_ceil(DENOMINATOR);
+        Usd(i128::try_from(most).unwrap_or(i128::MAX))
+    }
+
+    /// Some request may cost something by it.
+    pub fn may_cost(&self) -> bool {
+        self.reported || self.rates_up_to(u64::MAX).any(|rates| rates.at.iter().flatten().any(|rate| *rate > 0))
     }
 
     fn schedule(&self, service_tier: Option<&str>) -> &Schedule {
@@ -213,6 +234,11 @@ impl Price {
             std::iter::once(&schedule.rates).chain(steps.map(|(_, rates)| rates))
         })
     }
+}
+
+/// A provider's own figure, unless it cannot be one.
+pub fn believed(reported: Option<Usd>) -> Option<Usd> {
+    reported.filter(|cost| (Usd(0)..=REPORTED_COST_MAX).contains(cost))
 }
 
 impl Schedule {
@@ -373,7 +399,7 @@ mod tests {
         check(Some("flex"), &[(Input, 101)], "0.000101");
         check(Some("priority"), &[(Input, 10), (Output, 1)], "0.000058");
         check(Some("priority"), &[(Input, 101)], "0.000707");
-        assert_eq!(price.each(Input), Some(Usd::parse("7").unwrap()));
+        assert_eq!(price.most_of(Input, 1_000_000), Usd::parse("7").unwrap());
     }
 
     #[test]

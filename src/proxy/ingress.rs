@@ -13,12 +13,14 @@ use crate::engine::catalog::{Catalog, TargetPrice, Tier};
 use crate::engine::dialect::Endpoint;
 use crate::engine::id::{IdText, RequestId};
 use crate::engine::limit::{self, Limited, Quota, Standings, Which};
-use crate::engine::money::{Credits, Factor};
+use crate::engine::money::{Credits, Factor, Usd};
 use crate::engine::outbound;
 use crate::engine::peek::{self, Peek};
 use crate::engine::policy::ByokWish;
+use crate::engine::provider::spec;
 use crate::engine::refusal::{RateLimit, Refusal};
 use crate::engine::route::{self, Ask, Caller as RouteCaller, Draw, Payer, Plan};
+use crate::engine::usage::Bucket;
 use crate::store::callers::{CallerKey, Denied};
 use crate::store::ledger::{Facts, LedgerFull};
 use crate::telemetry::clock;
@@ -37,6 +39,8 @@ pub const AFFORDABLE_OUTPUT_TOKENS_MIN: u64 = 16;
 const CLIENT_ID_BYTES_MAX: usize = 128;
 /// When to come again while the process is full: requests end by the second.
 const RETRY_MS: u64 = 1_000;
+/// Bytes a second of uploaded audio has at the least, for the most it can cost: speech at 32 kbit/s.
+const AUDIO_BYTES_PER_SECOND_MIN: u64 = 4_000;
 /// What a query may not carry: credentials end up in every log on the way.
 const CREDENTIAL_PARAMETERS: &[&str] = &["access_token", "api-key", "api_key", "apikey", "authorization", "key", "token"];
 
@@ -96,7 +100,7 @@ pub struct Admitted {
 /// Why a request is not admitted.
 pub enum Stopped {
     /// Say no.
-    Refused(Box<Refusal>, Option<Caller>),
+    Refused(Box<Refused>),
     /// It was answered before: give that answer again.
     Answered(Box<Kept>, Caller),
     /// The operator's policy answers it.
@@ -108,7 +112,39 @@ pub enum Stopped {
 
 impl From<Refusal> for Stopped {
     fn from(refusal: Refusal) -> Stopped {
-        Stopped::Refused(Box::new(refusal), None)
+        Stopped::Refused(Box::new(Refused { refusal, caller: None, wanted: Wanted::default() }))
+    }
+}
+
+/// A no, to whom, and to what.
+pub struct Refused {
+    /// Why.
+    pub refusal: Refusal,
+    /// Who asked, once that is known: then it leaves a row.
+    pub caller: Option<Caller>,
+    /// What was asked.
+    pub wanted: Wanted,
+}
+
+/// What a refused request asked for, as far as it was read.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    model: Box<str>,
+    level: Option<Arc<str>>,
+    idempotency_key: Option<Box<str>>,
+}
+
+impl Wanted {
+    /// As its headers and the body say.
+    pub fn of(catalog: &Catalog, headers: &HeaderMap, peek: Option<&Peek>) -> Wanted {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+        let model = peek.and_then(|peek| peek.model.as_deref()).unwrap_or_default();
+        Wanted {
+            // Of another name nobody knows what it is: people paste keys into the wrong field.
+            model: if route::is_known(catalog, model) { model.into() } else { Box::default() },
+            level: route::asked_level(catalog, model, text("x-power-level")).map(|level| level.name.clone()),
+            idempotency_key: text("idempotency-key").map(Into::into),
+        }
     }
 }
 
@@ -208,23 +244,27 @@ where
     A: FnOnce(&mut ServerSession, &Caller, Bytes, &mut Share) -> Result<Bytes, Stopped>,
 {
     let caller = authenticate(gateway, session, &catalog, head.started_ms).await?;
-    let refused = |refusal: Refusal| Stopped::Refused(Box::new(refusal), Some(caller.clone()));
+    let refused = |session: &ServerSession, peek: Option<&Peek>, refusal: Refusal| {
+        let wanted = Wanted::of(&catalog, &session.req_header().headers, peek);
+        Stopped::Refused(Box::new(Refused { refusal, caller: Some(caller.clone()), wanted }))
+    };
     if let Some(client_id) = &head.client_id {
         gateway.client_ids.note(&caller.key.account_id, client_id.as_bytes(), head.id);
     }
     let weight = Weight::of_rank(caller.tier.as_ref().map_or(0, |tier| tier.rank));
-    let place =
-        gateway.queue.enter(&caller.key.account_id, weight).await.map_err(|_| refused(Refusal::Overloaded { retry_after_ms: RETRY_MS }))?;
+    let place = gateway.queue.enter(&caller.key.account_id, weight).await;
+    let place = place.map_err(|_| refused(session, None, Refusal::Overloaded { retry_after_ms: RETRY_MS }))?;
     let max_body = gateway.settings.limits.max_body_bytes;
     let (body, mut share) = match body::read(session, max_body, &gateway.bodies).await {
         Ok(read) => read,
-        Err(BodyError::TooLarge) => return Err(refused(Refusal::BodyTooLarge { limit_bytes: max_body })),
-        Err(BodyError::Overloaded) => return Err(refused(Refusal::Overloaded { retry_after_ms: RETRY_MS })),
-        Err(BodyError::TooSlow) => return Err(refused(Refusal::BodyTooSlow)),
+        Err(BodyError::TooLarge) => return Err(refused(session, None, Refusal::BodyTooLarge { limit_bytes: max_body })),
+        Err(BodyError::Overloaded) => return Err(refused(session, None, Refusal::Overloaded { retry_after_ms: RETRY_MS })),
+        Err(BodyError::TooSlow) => return Err(refused(session, None, Refusal::BodyTooSlow)),
         Err(BodyError::Gone) => return Err(Stopped::Gone),
     };
     let body = access(session, &caller, body, &mut share)?;
-    let peek = read_body(session, head.endpoint, &body).map_err(refused)?;
+    let peek = read_body(session, head.endpoint, &body).map_err(|refusal| refused(session, None, refusal))?;
+    let refused = |refusal| refused(session, Some(&peek), refusal);
     let headers = &session.req_header().headers;
     let keeping = match begun(gateway, &caller, headers, head, &body).map_err(refused)? {
         None => None,
@@ -279,13 +319,13 @@ pub struct Opened {
 pub fn open_account(gateway: &Arc<Gateway>, catalog: &Catalog, opening: &Opening<'_>) -> Result<Opened, Refusal> {
     let Opening { head, caller, headers, peek, draw, row } = *opening;
     let (plan, prompt_tokens) = plan(gateway, catalog, caller, headers, head, peek, draw)?;
-    let output_tokens = most_output(peek, &plan);
+    let output_tokens = most_output(head.endpoint, peek, &plan);
     let estimated_tokens = prompt_tokens.saturating_add(output_tokens.min(peek.max_output.unwrap_or(0)));
     let limits = limit::admit_all(quotas(gateway, caller), head.started_ms, estimated_tokens).map_err(rate_limited)?;
     let standings = Standings::of(limits.iter().map(limit::Admitted::quota), head.started_ms);
 
     let tariff = tariff(gateway, caller, &plan);
-    let priced = Priced { plan: &plan, prompt_tokens, output_tokens, stream: peek.stream, tariff };
+    let priced = Priced { plan: &plan, endpoint: head.endpoint, peek, prompt_tokens, output_tokens, tariff };
     let reserved = match reserve(gateway, caller, &priced, head.started_ms) {
         Ok(reserved) => reserved,
         Err(refusal) => {
@@ -347,10 +387,10 @@ fn read_body(session: &ServerSession, endpoint: Endpoint, body: &Bytes) -> Resul
     let content_type = session.req_header().headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let peek = if endpoint.is_multipart() { peek::multipart(content_type, body) } else { peek::json(endpoint, body) };
     let peek = peek.map_err(Refusal::BadBody)?;
-    if peek.names_other_models {
-        return Err(Refusal::OtherModels);
+    match peek.unsupported {
+        Some(what) => Err(Refusal::Unsupported(what)),
+        None => Ok(peek),
     }
-    Ok(peek)
 }
 
 /// The plan of attempts and the estimate of the prompt.
@@ -407,8 +447,12 @@ pub fn is_budgeted(gateway: &Gateway, caller: &Caller) -> bool {
     caller.key.has_budget || gateway.account(&caller.key).has_budget()
 }
 
-/// The most the answer can have: what the request, the level and the model allow, times the choices asked for.
-fn most_output(peek: &Peek, plan: &Plan) -> u64 {
+/// The most the answer can have: what the request, the level and the model allow, times the choices asked for. Nothing where nothing is
+/// written.
+fn most_output(endpoint: Endpoint, peek: &Peek, plan: &Plan) -> u64 {
+    if matches!(endpoint, Endpoint::Embeddings | Endpoint::Moderations | Endpoint::CountTokens) {
+        return 0;
+    }
     let most =
         plan.upcoming().map(|attempt| attempt.output_at_most.unwrap_or(UNSTATED_OUTPUT_TOKENS)).max().unwrap_or(UNSTATED_OUTPUT_TOKENS);
     most.saturating_mul(peek.choices.max(1))
@@ -438,10 +482,44 @@ fn tariff(gateway: &Gateway, caller: &Caller, plan: &Plan) -> Tariff {
 /// What a reservation is made from.
 struct Priced<'a> {
     plan: &'a Plan,
+    endpoint: Endpoint,
+    peek: &'a Peek,
     prompt_tokens: u64,
+    /// Of all choices together.
     output_tokens: u64,
-    stream: bool,
     tariff: Tariff,
+}
+
+impl Priced<'_> {
+    /// The most that so many output tokens can cost at an attempt's target, with what is paid by the image and the hour.
+    fn most(&self, attempt: &route::Attempt, output_tokens: u64) -> Credits {
+        let price = match (&attempt.payer, &attempt.target.price) {
+            (Payer::Own(_), _) => return self.tariff.byok_fee,
+            (Payer::Platform, TargetPrice::Priced(price)) => price,
+            (Payer::Platform, TargetPrice::Free | TargetPrice::Unpriced) => return Credits(0),
+        };
+        let images = if self.endpoint == Endpoint::Images { self.peek.choices } else { 0 };
+        let milliseconds = self.peek.file_bytes.saturating_mul(1_000).div_ceil(AUDIO_BYTES_PER_SECOND_MIN);
+        let units = price.most_of(Bucket::Images, images).0.saturating_add(price.most_of(Bucket::Milliseconds, milliseconds).0);
+        let most = self.tariff.charge(Usd(price.most(self.prompt_tokens, output_tokens).0.saturating_add(units)), false);
+        // What only the provider can say, or next to nothing, takes at least a balance that is not used up.
+        let is_free = !price.may_cost() || self.tariff.multiplier == Factor::ZERO;
+        if is_free { most } else { most.max(Credits(1)) }
+    }
+
+    /// What an answer must be able to cost: a stream is counted as it runs and a whole answer can be capped, where the endpoint has a
+    /// cap; the others are paid in full or not begun.
+    fn least_output(&self) -> u64 {
+        let can_end = |attempt: &route::Attempt| spec(attempt.target.provider.kind).output_cap_field(self.endpoint).is_some();
+        if !self.plan.upcoming().all(can_end) {
+            return self.output_tokens;
+        }
+        AFFORDABLE_OUTPUT_TOKENS_MIN.saturating_mul(self.choices()).min(self.output_tokens)
+    }
+
+    fn choices(&self) -> u64 {
+        self.peek.choices.max(1)
+    }
 }
 
 /// What was set aside.
@@ -449,7 +527,7 @@ struct Reserved {
     reservation: Reservation,
     /// Output tokens it covers; all there can be where nothing bounds the account.
     covered_tokens: u64,
-    /// A cap for a whole answer that the balance cannot pay in full.
+    /// A cap for each choice of a whole answer that the balance cannot pay in full.
     output_cap: Option<u64>,
 }
 
@@ -462,20 +540,9 @@ fn reserve(gateway: &Gateway, caller: &Caller, priced: &Priced<'_>, now_ms: u64)
         // The key was made with credits and its account is not in memory yet: wait for it rather than spend what is not there.
         return Err(Refusal::CreditsUsedUp { upgrade_url: gateway.upgrade_url.clone() });
     }
-    let cost = |output: u64| {
-        priced
-            .plan
-            .upcoming()
-            .map(|attempt| match (&attempt.payer, &attempt.target.price) {
-                (Payer::Own(_), _) => priced.tariff.byok_fee,
-                (Payer::Platform, TargetPrice::Priced(price)) => priced.tariff.charge(price.most(priced.prompt_tokens, output), false),
-                (Payer::Platform, TargetPrice::Free | TargetPrice::Unpriced) => Credits(0),
-            })
-            .max()
-            .unwrap_or_default()
-    };
+    let cost = |output: u64| priced.plan.upcoming().map(|attempt| priced.most(attempt, output)).max().unwrap_or_default();
     let most = cost(priced.output_tokens);
-    let least = cost(AFFORDABLE_OUTPUT_TOKENS_MIN.min(priced.output_tokens));
+    let least = cost(priced.least_output());
     let is_bounded = account.has_budget() || cap.is_some();
     let terms = Terms { month: MonthIndex::of_ms(now_ms), monthly_cap: cap };
     let reservation = account.reserve_up_to(least, most, terms).map_err(|short| match short.by {
@@ -487,7 +554,7 @@ fn reserve(gateway: &Gateway, caller: &Caller, priced: &Priced<'_>, now_ms: u64)
         return Ok(Reserved { reservation, covered_tokens, output_cap: None });
     }
     let covered = affordable(reservation.amount(), &cost, priced.output_tokens);
-    let output_cap = (!priced.stream).then_some(covered);
+    let output_cap = (!priced.peek.stream).then_some(covered / priced.choices());
     Ok(Reserved { reservation, covered_tokens: covered, output_cap })
 }
 
@@ -517,16 +584,16 @@ fn facts(head: &Head, caller: &Caller, peek: &Peek, plan: &Plan, headers: &Heade
 }
 
 /// The facts of a request that is refused before it has any.
-pub fn refused_facts(head: &Head, caller: &Caller) -> Facts {
+pub fn refused_facts(head: &Head, caller: &Caller, wanted: Wanted) -> Facts {
     Facts {
         request_id: head.id.as_str().into(),
         started_ms: head.started_ms,
         account: caller.key.account_id.clone(),
         key_id: caller.key.id.clone(),
-        asked_model: Box::default(),
-        level: None,
+        asked_model: wanted.model,
+        level: wanted.level,
         tier: caller.tier.as_ref().map(|tier| tier.name.clone()),
-        idempotency_key: None,
+        idempotency_key: wanted.idempotency_key,
         reserved: None,
     }
 }

@@ -43,7 +43,7 @@ use body::Share;
 use bytes::Bytes;
 use gateway::Gateway;
 use heap::pinned;
-use ingress::{Caller, Head, Stopped};
+use ingress::{Caller, Head, Refused, Stopped, Wanted};
 use pingora_core::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::l4::stream::Stream as L4Stream;
@@ -276,13 +276,14 @@ async fn stop(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &Head, 
             gateway.log_replay(head.id.as_str(), &caller.key, endpoint, kept.status);
             idempotency::replay(session, *kept).await
         }
-        Stopped::Refused(refusal, caller) => {
+        Stopped::Refused(refused) => {
+            let Refused { refusal, caller, wanted } = *refused;
             gateway.metrics.refusals.with_label_values(&[refusal.reason()]).inc();
             gateway.metrics.of_none().answered(endpoint, refusal.status());
             let mut standings = Standings::default();
             if let Some(caller) = caller {
                 standings = ingress::standing(gateway, &caller, head.started_ms);
-                record_refused(gateway, head, &caller, refusal.status()).await;
+                record_refused(gateway, head, &caller, wanted, refusal.status()).await;
             }
             exchange::write_refusal(session, Some(head), endpoint.dialect(), &refusal, &standings).await
         }
@@ -290,16 +291,16 @@ async fn stop(gateway: &Arc<Gateway>, session: &mut ServerSession, head: &Head, 
         Stopped::Decided(decided, caller) => {
             gateway.metrics.refusals.with_label_values(&["policy"]).inc();
             gateway.metrics.of_none().answered(endpoint, decided.status);
-            record_refused(gateway, head, &caller, decided.status).await;
+            record_refused(gateway, head, &caller, Wanted::default(), decided.status).await;
             decided.write(session, head, &ingress::standing(gateway, &caller, head.started_ms)).await
         }
     }
 }
 
 /// The row of a request that no target was asked for. It costs nothing; when even it finds no room the answer is the same.
-async fn record_refused(gateway: &Gateway, head: &Head, caller: &Caller, status: u16) {
+async fn record_refused(gateway: &Gateway, head: &Head, caller: &Caller, wanted: Wanted, status: u16) {
     let outcome = Outcome { status, end: End::Refused, duration_ms: head.started.elapsed().as_millis() as u64, ..Outcome::default() };
-    if let Ok(closed) = gateway.ledger.record(ingress::refused_facts(head, caller), outcome) {
+    if let Ok(closed) = gateway.ledger.record(ingress::refused_facts(head, caller, wanted), outcome) {
         closed.safe().await;
     }
 }

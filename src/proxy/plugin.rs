@@ -3,7 +3,7 @@
 //! HTTP/1.1 over a Unix socket (`listen.plugin`, file mode 0660), JSON both ways:
 //!
 //! - `POST /plugin/v1/admit` `{key, path, headers, model, stream, max_output, choices, needs, text_bytes, token_ids, messages,
-//!   images, prefix_hash}` → 200 `{request_id, account, key_id, tier, scopes, has_budget, draw, output_cap, covered_tokens, headers,
+//!   images, file_bytes, prefix_hash}` → 200 `{request_id, account, key_id, tier, scopes, has_budget, draw, output_cap, covered_tokens, headers,
 //!   keys: [{provider, own, key}]}`, or the refusal's status with `{headers, body}` as the caller is to get them.
 //! - `POST /plugin/v1/extend` `{request_id, provider, upstream_model, byok, attempts, was_fallback, output_tokens}` → 200
 //!   `{covered_tokens}`: a stream has come so far, and its reservation is to reach further. `null`: nothing bounds it. 404: there is
@@ -23,7 +23,7 @@ mod rows;
 mod waiting;
 
 use super::gateway::Gateway;
-use super::ingress::{self, Caller, Head, Opened, Opening, RowIn};
+use super::ingress::{self, Caller, Head, Opened, Opening, RowIn, Wanted};
 use super::settle::{Current, Settlement};
 use super::{denied, finish, keep_alive, respond};
 use crate::engine::catalog::{Capabilities, Target};
@@ -98,6 +98,9 @@ struct Admit {
     token_ids: u64,
     messages: u64,
     images: u64,
+    /// Absent from an older proxy.
+    #[serde(default)]
+    file_bytes: u64,
     prefix_hash: u64,
 }
 
@@ -117,6 +120,7 @@ struct Extend {
 struct No {
     refusal: Refusal,
     caller: Option<Caller>,
+    wanted: Wanted,
 }
 
 /// Why a key is not handed out.
@@ -127,7 +131,7 @@ enum Withheld {
 
 impl From<Refusal> for No {
     fn from(refusal: Refusal) -> No {
-        No { refusal, caller: None }
+        No { refusal, caller: None, wanted: Wanted::default() }
     }
 }
 
@@ -208,7 +212,7 @@ impl Admissions {
                 ..Outcome::default()
             };
             // A refusal costs nothing; when even its row finds no room the answer is the same.
-            if let Ok(closed) = gateway.ledger.record(ingress::refused_facts(head, &caller), outcome) {
+            if let Ok(closed) = gateway.ledger.record(ingress::refused_facts(head, &caller, no.wanted), outcome) {
                 closed.safe().await;
             }
         }
@@ -228,8 +232,8 @@ impl Admissions {
         if let Some(client_id) = &head.client_id {
             gateway.client_ids.note(&caller.key.account_id, client_id.as_bytes(), head.id);
         }
-        let no = |refusal: Refusal| No { refusal, caller: Some(caller.clone()) };
         let peek = asked.peek();
+        let no = |refusal: Refusal| No { refusal, caller: Some(caller.clone()), wanted: Wanted::of(&catalog, headers, Some(&peek)) };
         let draw: u64 = rand::random();
         let opening = Opening { head, caller: &caller, headers, peek: &peek, draw: Draw(draw), row: RowIn::OtherProxy };
         let Opened { plan, output_cap, standings, mut settlement } = ingress::open_account(gateway, &catalog, &opening).map_err(no)?;
@@ -323,6 +327,7 @@ impl Admit {
             token_ids: self.token_ids,
             messages: self.messages,
             images: self.images,
+            file_bytes: self.file_bytes,
             prefix_hash: self.prefix_hash,
             ..Peek::default()
         }

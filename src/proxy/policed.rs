@@ -10,7 +10,7 @@
 use super::body::Share;
 use super::exchange::{weirs_own, write_refusal};
 use super::gateway::Gateway;
-use super::ingress::{Caller, Head, Stopped};
+use super::ingress::{Caller, Head, Refused, Stopped, Wanted};
 use super::respond;
 use crate::engine::catalog::{Catalog, LuaPolicy};
 use crate::engine::limit::Standings;
@@ -63,7 +63,8 @@ pub async fn serve(
     let access = |session: &mut ServerSession, caller: &Caller, body: Bytes, share: &mut Share| {
         let mut exchange = Exchange::new(policy, seen(session, head, caller));
         let access = exchange.access(&body);
-        let refused = |refusal: Refusal| Stopped::Refused(Box::new(refusal), Some(caller.clone()));
+        let refused =
+            |refusal: Refusal| Stopped::Refused(Box::new(Refused { refusal, caller: Some(caller.clone()), wanted: Wanted::default() }));
         let decided = match access {
             Ok(Access::Go { headers, body: new }) => {
                 edit_request(session.req_header_mut(), headers);

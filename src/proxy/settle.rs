@@ -420,14 +420,9 @@ impl Open {
 
     /// What a tally costs at the current target.
     fn cost(&self, tally: &Tally) -> (Usd, Option<Arc<str>>) {
-        match self.current.as_ref().map(|current| &current.target.price) {
-            Some(TargetPrice::Priced(price)) => {
-                (price.cost(&tally.usage, tally.service_tier.as_deref(), tally.reported_cost), Some(Arc::from(price.id())))
-            }
-            Some(TargetPrice::Free) => (Usd(0), Some(Arc::from("free"))),
-            Some(TargetPrice::Unpriced) => (tally.reported_cost.unwrap_or(Usd(0)), Some(Arc::from("unpriced"))),
-            None => (Usd(0), None),
-        }
+        let Some(current) = &self.current else { return (Usd(0), None) };
+        let (cost, price_id) = current.target.price.bill(&tally.usage, tally.service_tier.as_deref(), tally.reported_cost);
+        (cost, Some(price_id.into()))
     }
 
     fn close(self: Box<Self>, ending: Ending, mut exchanged: Exchanged) -> (Settled, Option<Closed>) {

@@ -103,11 +103,14 @@ pub fn grant(tx: &Transaction<'_>, account: &str, amount: Credits, note: &str, n
 
 /// Books charges of rows that are being rolled up.
 pub(crate) fn charge(tx: &Transaction<'_>, charges: &Charges) -> store::Result<()> {
-    let mut balance =
-        tx.prepare_cached("INSERT INTO accounts (id, charged) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET charged = charged + ?2")?;
+    // What is larger than 64 bits would become a floating-point number, which no integer is read from again.
+    let mut balance = tx.prepare_cached(
+        "INSERT INTO accounts (id, charged) VALUES (?1, ?2)
+         ON CONFLICT (id) DO UPDATE SET charged = charged + min(?2, 9223372036854775807 - max(charged, 0))",
+    )?;
     let mut of_month = tx.prepare_cached(
         "INSERT INTO months_charged (account, month, charged) VALUES (?1, ?2, ?3)
-         ON CONFLICT (account, month) DO UPDATE SET charged = charged + ?3",
+         ON CONFLICT (account, month) DO UPDATE SET charged = charged + min(?3, 9223372036854775807 - max(charged, 0))",
     )?;
     for (account, charged) in charges {
         balance.execute(params![account, charged.from_balance])?;
@@ -355,7 +358,12 @@ impl Entry {
                 }
             }
         }
+        // A month that began since the database was asked is not forgotten with that.
+        let begun = known.months.map(|(month, sum)| (month, if found.months.iter().all(|(at, _)| *at < month) { sum } else { 0 }));
         *known = found;
+        for (month, sum) in begun.into_iter().filter(|(_, sum)| *sum != 0) {
+            known.add_to_month(month, sum);
+        }
     }
 }
 
@@ -415,5 +423,24 @@ impl Known {
 impl fmt::Debug for Accounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Accounts").field("entries", &self.entries.len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_month_that_began_meanwhile_is_counted_once() {
+        let [old, this, next] = [10, 11, 12].map(MonthIndex);
+        let entry = Entry::default();
+        *entry.known.lock() = Known { granted: None, charged: 0, months: [(this, 3), (old, 0)] };
+        entry.account.charge(Credits(3), this);
+        // A row of the new month is stored between the question and its answer.
+        entry.account.charge(Credits(5), next);
+        entry.known.lock().add_to_month(next, 5);
+        entry.take_in(Known { granted: None, charged: 0, months: [(this, 3), (old, 0)] });
+        entry.take_in(Known { granted: None, charged: 0, months: [(next, 5), (this, 3)] });
+        assert_eq!(entry.account.balances(next).used_this_month, Credits(5));
     }
 }

@@ -145,6 +145,47 @@ def test_a_whole_answer_is_capped_to_what_the_balance_pays(one):
     assert caps and all(cap <= 500 for cap in caps), sent
 
 
+def test_a_capped_answers_choices_share_the_balance(one):
+    key = one.weir.key(credits="1")  # 500 tokens out, for four choices
+    assert one.weir.chat(key=key, max_tokens=4000, n=4).status == 200
+    caps = [value for name, value in one.openai.last.json.items() if name in ("max_tokens", "max_completion_tokens")]
+    assert caps and all(16 <= cap <= 125 for cap in caps), one.openai.last.json
+
+
+def test_what_is_paid_by_the_piece_takes_a_balance_too(world):
+    """An image and an hour of speech have a price, and no cap that a balance could lower."""
+    world.provider("p")
+    world.model("picture", "p/up-picture").model("speech", "p/up-speech").model("told", "p/up-told")
+    world.weir.write(world.routing(), '[price."p/up-picture"]\nper_image = "0.04"\n[price."p/up-speech"]\nper_hour = "0.36"\n[price."p/up-told"]\nreported = true\n')
+    weir = world.weir.start()
+    weir.default_key = weir.key()
+    provider = world.providers["p"]
+    picture = {"model": "picture", "prompt": "a weir", "n": 3}
+    broke = weir.key(credits=100)  # $0.10: two pictures
+    assert weir.post("/v1/images/generations", picture, broke).status == 402 and provider.seen == []
+    answer = weir.post("/v1/images/generations", {**picture, "n": 2}, weir.key(credits=100))
+    assert answer.status == 200, answer.read()
+    # Ten seconds of speech at the least bytes they can have: a tenth of a cent.
+    body = b"".join(f'--x\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode() + value + b"\r\n"
+                    for name, more, value in (("model", "", b"speech"), ("response_format", "", b"text"), ("file", '; filename="a.mp3"', bytes(40_000)))) + b"--x--\r\n"  # fmt: skip
+    form = [("Content-Type", "multipart/form-data; boundary=x")]
+    assert weir.post("/v1/audio/transcriptions", body, weir.key(credits="0.5"), form).status == 402
+    key = weir.key(credits=10)
+    provider.queue(Reply(headers=[("content-type", "text/plain")], body=b"A weir is a barrier."))
+    answer = weir.post("/v1/audio/transcriptions", body, key, form)
+    assert answer.status == 200, answer.read()
+    # How long it was is not said, so what it cost is not known; the row says so.
+    row = weir.row_of(answer, key)
+    assert (row["price_id"], row["cost"], row["seconds"]) == ("unpriced", "0", 0)
+    # What only the provider can tell takes a balance that is not used up.
+    used_up = weir.key(credits="0.0005")
+    assert weir.chat("told", key=used_up).status == 200
+    provider.queue(whole(chat_answer(usage={**USAGE, "cost": 0.01})))
+    assert weir.chat("told", key=used_up).status == 200
+    assert Decimal(weir.credits(used_up)["balance"]) < 0
+    assert weir.chat("told", key=used_up).status == 402
+
+
 def test_402_in_mid_stream(one):
     """The reservation runs out and the balance has no more: an error event, no end mark, upstream cancelled, balance at zero."""
     key = one.weir.key(credits="0.2")  # $0.0002: 100 tokens out, less the prompt

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from client import Client
 from conftest import wait_no_streams
-from provider import SPEECH, Gate, Reply, chat_answer, event, stream, until, whole
+from provider import SPEECH, Cut, Gate, Reply, chat_answer, event, stream, until, whole
 
 HOSTILE = (
     b'{ "seed" : 18446744073709551615,\t"temperature":1E-7,"top_p": 0.10000000000000000000000001, "n":1,\r\n'
@@ -360,6 +360,40 @@ def test_speech_is_passed_on_as_it_comes(one):
     assert answer.read() == SPEECH
     assert answer.header("content-type") == "audio/mpeg"
     assert one.weir.row_of(answer)["end"] == "complete"
+
+
+@pytest.mark.parametrize("breaks", ["at once", "later"])
+def test_speech_that_breaks_off_is_not_taken_for_the_whole(world, breaks):
+    """What came goes out, and then the connection ends without the end of the body: sound has no place for an error's text."""
+    provider = world.provider("p")
+    weir = world.model("m", "p").start()
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\ncontent-length: 100000\r\n\r\n"
+    gate = Gate()
+    provider.queue(Reply(raw=[head + SPEECH[:5000], *([gate] if breaks == "later" else []), Cut()]))
+    answer = weir.post("/v1/audio/speech", {"model": "m", "input": "hello", "voice": "alloy"})
+    gate.open()
+    with pytest.raises(Exception):
+        answer.read()
+    assert bytes(answer.received).endswith(SPEECH[4000:5000]) or SPEECH[4000:5000] in answer.received
+    assert b"error" not in answer.received
+    assert weir.row_of(answer)["end"] == "failed"
+    metrics = weir.metrics()
+    assert metrics.sum("weir_attempts_total", provider="p", outcome="broken_off") == metrics.sum("weir_attempts_total", provider="p") == 1
+    wait_no_streams(weir)
+
+
+def test_an_answer_without_room_beside_all_bodies_is_passed_on_as_it_comes(world):
+    world.weir.settings["limits"] += '\nmax_body = "64KiB"\nmax_body_in_flight = "64KiB"'
+    provider = world.provider("p")
+    weir = world.model("m", "p").start()
+    body = chat_answer("a weir " * 30_000)
+    provider.queue(whole(body), whole(chat_answer()))
+    answer = weir.chat()
+    assert (answer.read() == body, answer.header("x-cost-incurred")) == (True, None)
+    row = weir.row_of(answer)
+    assert (row["end"], row["output"], row["usage_source"]) == ("complete", 7, "upstream")
+    wait_no_streams(weir)
+    assert weir.chat().header("x-cost-incurred") == "0.000025"
 
 
 @pytest.mark.parametrize("kind,extra,path,auth_header", [

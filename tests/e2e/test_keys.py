@@ -223,6 +223,24 @@ def test_a_users_base_url_may_name_a_host_that_is_allowed(world):
     assert world.providers["p"].seen == []
 
 
+def test_a_users_base_url_goes_with_the_tiers_right_to_it(world):
+    """Without it the key is not used at all: its own provider is not where its owner wanted it sent."""
+    world.provider("p")
+    other = world.provider("other")
+    world.model("m", "p").table("tier.own", "rank = 1\nbyok = true\nown_base_url = true")
+    world.weir.settings["vault"] += '\nbase_url_hosts = ["127.0.0.1"]'
+    weir = world.start()
+    world.caller = weir.key(tier="own")
+    give(world, "p", base_url=f"http://127.0.0.1:{other.port}/v1")
+    assert weir.chat(key=world.caller).header("x-used-byok") == "true"
+    world.table("tier.own", "rank = 1\nbyok = true")
+    weir.swap("routing.toml", world.routing())
+    until(lambda: weir.chat(key=world.caller, headers=[("X-Weir-Byok", "require")]).status >= 400, 5, "the tier's change")
+    asked = len(other.seen)
+    assert weir.chat(key=world.caller, headers=[("X-Weir-Byok", "require")]).status >= 400
+    assert (len(other.seen), world.providers["p"].seen) == (asked, [])
+
+
 def test_a_users_base_url_needs_a_tier_that_has_it(byok):
     answer = give(byok, "first", base_url="https://example.com/v1")[1]
     assert (answer.status, answer.json["error"]["code"]) == (403, "base_url_not_allowed")

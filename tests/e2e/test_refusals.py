@@ -328,3 +328,31 @@ def test_a_refused_caller_finds_its_row(one):
     answer = one.weir.post(OPENAI_PATH, b"{}")
     row = one.weir.row_of(answer)
     assert (row["end"], row["status"], row["charge"], row["attempts"]) == ("refused", 400, "0", 0)
+
+
+def test_a_refused_row_says_what_was_asked(tiers):
+    weir = tiers.weir
+    for model, headers, status, level in [("weir/eco", [], 402, "eco"), ("m", [("X-Power-Level", "eco")], 402, "eco"), ("nothing-like-it", [], 404, None)]:
+        key = weir.key(credits="0.0001")
+        answer = weir.post(OPENAI_PATH, body_for(OPENAI_PATH, model), key, [*headers, ("Idempotency-Key", "k-1")])
+        row = weir.row_of(answer, key)
+        # A name that means nothing here may be anything, a key too.
+        asked = model if status == 402 else ""
+        assert (answer.status, row["end"], row["asked_model"], row["level"], row["idempotency_key"]) == (status, "refused", asked, level, "k-1")
+
+
+@pytest.mark.parametrize("body,field", [
+    ({"model": "m", "Model": "dear"}, "model"), ({"model": "m", "max_tokens": 5, "MAX_TOKENS": 5000}, "max_tokens"),
+])  # fmt: skip
+def test_a_field_in_another_case_is_refused(one, body, field):
+    """Some servers take it for the field, and the last one wins there."""
+    answer = one.weir.post(OPENAI_PATH, {**body, "messages": MESSAGES})
+    error = error_of(answer, OPENAI_PATH)
+    assert (answer.status, error["param"], one.openai.seen) == (400, field, [])
+
+
+def test_an_answer_in_the_background_is_refused(one):
+    body = {"model": "m", "input": "x"}
+    assert one.weir.post("/v1/responses", {**body, "background": False}).status == 200
+    answer = one.weir.post("/v1/responses", {**body, "background": True})
+    assert (answer.status, error_of(answer, "/v1/responses")["param"], len(one.openai.seen)) == (400, "background", 1)

@@ -26,6 +26,7 @@ OUTCOMES = {
     "529": (fails(529, anthropic_error("Overloaded", "overloaded_error")), None, RETRYABLE),
     "no first event": (Reply(before=[Stall()]), stream([Stall()]), RETRYABLE),
     "error first": (whole(openai_error("It broke at once.")), stream([event(json.loads(openai_error("It broke at once.")))]), RETRYABLE),
+    "error first, then the end": (whole(openai_error("It broke.")), stream([event(json.loads(openai_error("It broke."))) + b"data: [DONE]\n\n"]), RETRYABLE),
     "empty 200": (whole(b""), stream([]), RETRYABLE),
     "html 200": (Reply(200, [("content-type", "text/html")], b"<html>Welcome</html>"), None, RETRYABLE),
     "not json": (whole(b'{"id": oops'), None, RETRYABLE),
@@ -119,6 +120,30 @@ def test_fault_matrix(world, outcome):
             expected = blame in (CONTEXT, CALLER) or (blame == KEY and payer == "own")
             assert again == expected, f"{what}: for others it is {'cooling' if expected else 'in use'}"
     wait_no_streams(weir)
+
+
+def test_answers_that_break_off_are_failures_in_a_row(world):
+    """An answer that began is a success at its end: three that break off are not three times one failure after a success."""
+    for name, priority in (("first", 1), ("second", 2)):
+        world.provider(name, extra=f"priority = {priority}\n")
+    world.table("retry", 'cooldown = "100ms"\ncooldown_after = { failures = 3, time = "60s" }')
+    weir = world.model("m", "first", "second").start()
+    first = world.providers["first"]
+    for broken in (1, 2, 3):
+        until(lambda: weir.metrics().sum("weir_provider_state", provider="first") != 0, 5, "the end of the cooldown")
+        first.queue(stream([chat_events()[0], Reset()]))
+        answer = weir.chat(stream=True)
+        answer.read_to_break()
+        assert answer.header("x-provider-used") == "first", broken
+    # The short cooldown would be over by then.
+    time.sleep(0.3)
+    answer = weir.chat(stream=True)
+    answer.read()
+    assert answer.header("x-provider-used") == "second"
+    metrics = weir.metrics()
+    assert metrics.sum("weir_attempts_total", provider="first", outcome="broken_off") == 3
+    assert metrics.sum("weir_attempts_total", provider="first") == 3, "an attempt is counted once"
+    assert metrics.sum("weir_attempts_total", provider="second", outcome="ok") == 1
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "stream"])

@@ -4,12 +4,14 @@ use super::{Observed, Request};
 use crate::engine::now_ms;
 use crate::row::{End, Row};
 use std::sync::atomic::Ordering::Relaxed;
-use weir::engine::catalog::{TargetPrice, Tier};
+use weir::engine::catalog::Tier;
+use weir::engine::dialect::Endpoint;
 use weir::engine::meter::Tally;
 use weir::engine::money::{Credits, Factor, Usd, charge};
 use weir::engine::price::Price;
 use weir::engine::route::Outcome;
 use weir::engine::tokens;
+use weir::engine::usage::Bucket;
 
 impl Request {
     /// Ends the request: the row. `None`: it has ended before, or the node did not admit it, and so it is nobody's.
@@ -26,7 +28,7 @@ impl Request {
         if status != 0 {
             self.status = status;
         }
-        let mut cut = false;
+        let (mut broke_off, is_answered) = (false, self.answer.is_some());
         // Otherwise every attempt was refused, and nothing was used.
         let is_used = self.answer.is_some() || client_gone && self.current.is_some();
         let asked = self.current.is_some() || self.attempts > 0 && self.observed.is_some();
@@ -41,8 +43,9 @@ impl Request {
                 (Tally { source: weir::engine::usage::Source::Counted, ..Tally::default() }, if asked { End::Failed } else { End::Refused })
             }
             Some(answer) => {
-                cut = answer.is_stream && !answer.meter.ended() && !answer.meter.may_end_without_mark();
+                let cut = answer.is_stream && !answer.meter.ended() && !answer.meter.may_end_without_mark();
                 let failed = answer.meter.error().is_some();
+                broke_off = cut || failed;
                 let (mut tally, mut text) = answer.meter.finish();
                 tally.count(self.prompt_tokens, &mut text);
                 let end = if answer.stopped || (client_gone && (cut || !complete)) {
@@ -52,19 +55,23 @@ impl Request {
                 } else {
                     End::Complete
                 };
+                // Of an answer that is too long to be kept whole nobody has counted them.
+                if self.endpoint == Endpoint::Images && end == End::Complete && tally.usage.of(Bucket::Images) == 0 {
+                    tally.usage.set(Bucket::Images, self.peek.choices.max(1));
+                }
                 (tally, end)
             }
         };
         if let (Some(plan), Some(current)) = (&mut self.plan, &self.current) {
-            if cut && end == End::Failed {
+            if broke_off && end == End::Failed {
                 plan.after(&current.attempt, &Outcome::BrokenOff, now_ms());
             } else if !current.judged {
                 // A probe that nobody waited for is no verdict, but another may be made.
-                plan.after(&current.attempt, &Outcome::Cancelled, now_ms());
+                plan.after(&current.attempt, if is_answered { &Outcome::Ok } else { &Outcome::Cancelled }, now_ms());
             }
         }
         if is_used {
-            tally.usage.set(weir::engine::usage::Bucket::Requests, 1);
+            tally.usage.set(Bucket::Requests, 1);
         }
         let counts = &self.engine.inner.counts;
         counts.ended[end as usize].fetch_add(1, Relaxed);
@@ -78,14 +85,12 @@ impl Request {
         if !is_used {
             return (Usd(0), None, Credits(0));
         }
-        let priced =
-            |price: &Price| (price.cost(&tally.usage, tally.service_tier.as_deref(), tally.reported_cost), Some(price.id().to_owned()));
+        let tier = tally.service_tier.as_deref();
         let (cost, price_id) = match self.current.as_ref().map(|current| &current.attempt.target.price) {
-            Some(TargetPrice::Priced(price)) => priced(price),
-            Some(TargetPrice::Free) => (Usd(0), Some("free".to_owned())),
-            Some(TargetPrice::Unpriced) => (tally.reported_cost.unwrap_or(Usd(0)), Some("unpriced".to_owned())),
-            None => self.listed_price().map_or((Usd(0), None), priced),
-        };
+            Some(price) => Some(price.bill(&tally.usage, tier, tally.reported_cost)),
+            None => self.listed_price().map(|price| price.bill(&tally.usage, tier, tally.reported_cost)),
+        }
+        .map_or((Usd(0), None), |(cost, price_id)| (cost, Some(price_id.to_owned())));
         let tier = self.tier();
         let charged = match self.current.as_ref().is_some_and(|current| current.own_key) {
             // Whoever routed it sold it.

@@ -30,6 +30,7 @@ pub use explain::{Considered, Explanation, Planned};
 pub use outcome::{Blame, Class, Outcome, TimeoutPhase, classify};
 pub use plan::{ATTEMPTS_KEPT, Attempt, Payer, Plan, Verdict};
 pub use reason::Reason;
+pub use resolve::{asked_level, is_known};
 
 use super::catalog::{Capabilities, Catalog, Provider, Tier};
 use super::dialect::Endpoint;

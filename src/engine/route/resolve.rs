@@ -76,6 +76,19 @@ pub(super) fn resolve<'a>(
 }
 
 /// A level this caller may use.
+/// Whether a name means a model or a level here, for whoever may use it.
+pub fn is_known(catalog: &Catalog, model: &str) -> bool {
+    catalog.models.contains_key(model)
+        || model == AUTO
+        || model.strip_prefix(MODEL_PREFIX).is_some_and(|level| find(catalog, level).is_some())
+        || (catalog.routing.infer && infer(model).is_some())
+}
+
+/// The level that a request names, whether or not it may use it.
+pub fn asked_level<'a>(catalog: &'a Catalog, model: &str, level_header: Option<&str>) -> Option<&'a Arc<Level>> {
+    find(catalog, model.strip_prefix(MODEL_PREFIX).or(level_header)?)
+}
+
 fn level<'a>(catalog: &'a Catalog, caller: &Caller<'_>, name: &str) -> Result<&'a Arc<Level>, Denied> {
     let Some(level) = find(catalog, name) else {
         return Err(Denied::UnknownLevel { asked: nearest::shown(name), nearest: nearest::levels(catalog, caller, name) });

@@ -138,7 +138,12 @@ const CHARGE: usize = 8;
 static ADD: LazyLock<String> = LazyLock::new(|| {
     let columns = KEYS.iter().chain(&ROLLUP_SUMS).copied().collect::<Vec<_>>().join(", ");
     let marks = vec!["?"; KEYS.len() + ROLLUP_SUMS.len()].join(", ");
-    let sums = ROLLUP_SUMS.map(|column| format!("{column} = {column} + excluded.{column}")).join(", ");
+    let sums = ROLLUP_SUMS.map(|column| match column {
+        // What is larger than 64 bits would become a floating-point number, which no integer is read from again.
+        "cost" | "charge" => format!("{column} = {column} + min(excluded.{column}, {} - max({column}, 0))", i64::MAX),
+        _ => format!("{column} = {column} + excluded.{column}"),
+    });
+    let sums = sums.join(", ");
     format!("INSERT INTO totals ({columns}) VALUES ({marks}) ON CONFLICT ({}) DO UPDATE SET {sums}", KEYS.join(", "))
 });
 

@@ -370,6 +370,23 @@ fn rolled(store: &Store) -> (i64, i64) {
 }
 
 #[test]
+fn sums_that_are_too_large_stay_the_largest() {
+    let store = Store::in_memory().unwrap();
+    let mut ahead = Ahead::default();
+    for id in ["one", "two"] {
+        let mut large = pending(id, 0);
+        large.row.outcome.cost = Usd(i128::MAX);
+        large.row.outcome.charge = Credits(i64::MAX);
+        store_all_of(&store, &mut ahead, [large].into_iter());
+        super::rollup::roll(&store, &mut ahead).unwrap();
+    }
+    let sums = "SELECT min(typeof(cost)), max(typeof(charge)), min(cost), max(charge) FROM totals";
+    let found: (String, String, i64, i64) =
+        store.read(|c| Ok(c.query_row(sums, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?)).unwrap();
+    assert_eq!(found, ("integer".into(), "integer".into(), i64::MAX, i64::MAX));
+}
+
+#[test]
 fn each_row_is_rolled_up_once_whoever_stored_it() {
     let folder = tempfile::tempdir().unwrap();
     let store = store_in(folder.path());
