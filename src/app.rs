@@ -5,6 +5,7 @@ use crate::auth::jwt::Jwt;
 use crate::cli::Failure;
 use crate::config::load::{Files, Fingerprint};
 use crate::config::problem::Problem;
+use crate::config::walk;
 use crate::config::weir_toml::{Settings, StoreUrl};
 use crate::engine::catalog::SecretRef;
 use crate::proxy::Proxy;
@@ -38,7 +39,7 @@ use pingora_core::services::background::{BackgroundService, background_service};
 use pingora_core::services::listening::Service;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -89,40 +90,49 @@ fn can_listen(address: &std::net::SocketAddr) -> Result<(), Failure> {
     std::net::TcpListener::bind(address).map(drop).map_err(|error| Failure::Failed(format!("cannot listen on {address}: {error}")))
 }
 
+/// Loads all that serving would load and tells every problem with it, with what could be loaded beside them.
+pub fn check(settings: &Settings) -> (crate::engine::catalog::Catalog, Vec<Problem>) {
+    let (catalog, mut problems) = gateway::survey(&files(settings), &mut Fingerprint::default());
+    problems.extend(check_files(settings, &catalog));
+    (catalog, problems)
+}
+
 /// What is wrong with files that the configuration names and that are read later: the listeners' certificate, providers'
-/// authorities. Problems say which key names the file.
-pub fn check_files(settings: &Settings, catalog: &crate::engine::catalog::Catalog) -> Vec<String> {
+/// authorities. The place is that of the key that names the file.
+fn check_files(settings: &Settings, catalog: &crate::engine::catalog::Catalog) -> Vec<Problem> {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
     let mut problems = Vec::new();
+    let mut wrong = |file: &Path, keys: &[&str], what: String| {
+        // What was read a moment ago can be read again, else the problem is told without its line.
+        let (line, key) = walk::place(&std::fs::read_to_string(file).unwrap_or_default(), keys);
+        problems.push(Problem { file: file.to_string_lossy().into_owned(), line, key, what });
+    };
     if let Some(tls) = &settings.listen.tls {
-        let checked = CertificateDer::pem_file_iter(&tls.cert)
+        let chain = CertificateDer::pem_file_iter(&tls.cert)
             .and_then(|found| found.collect::<Result<Vec<_>, _>>())
-            .map_err(|error| format!("listen.tls.cert: {}: {error}", tls.cert.display()))
-            .and_then(|chain| {
-                Ok((
-                    chain,
-                    PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| format!("listen.tls.key: {}: {error}", tls.key.display()))?,
-                ))
-            })
-            .and_then(|(chain, key)| {
-                let provider = Arc::new(rustls::crypto::ring::default_provider());
-                rustls::ServerConfig::builder_with_provider(provider)
-                    .with_safe_default_protocol_versions()
-                    .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-                    .map_err(|error| format!("listen.tls: certificate and key cannot be used together: {error}"))
-            });
-        problems.extend(checked.err());
+            .map_err(|error| wrong(&settings.file, &["listen", "tls", "cert"], format!("{}: {error}", tls.cert.display())));
+        let key = PrivateKeyDer::from_pem_file(&tls.key)
+            .map_err(|error| wrong(&settings.file, &["listen", "tls", "key"], format!("{}: {error}", tls.key.display())));
+        if let (Ok(chain), Ok(key)) = (chain, key) {
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let server = rustls::ServerConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
+            if let Err(error) = server {
+                wrong(&settings.file, &["listen", "tls"], format!("certificate and key cannot be used together: {error}"));
+            }
+        }
     }
     let mut authorities: Vec<(&str, &str)> =
         catalog.providers.values().filter_map(|provider| Some((&*provider.name, provider.ca.as_deref()?))).collect();
     authorities.sort_unstable();
     for (provider, file) in authorities {
-        let count = CertificateDer::pem_file_iter(file).map(|found| found.filter(Result::is_ok).count());
-        match count {
-            Ok(0) => problems.push(format!("provider.{provider}.ca: {file}: there is no certificate in it")),
-            Err(error) => problems.push(format!("provider.{provider}.ca: {file}: {error}")),
-            Ok(_) => {}
-        }
+        let what = match CertificateDer::pem_file_iter(file).map(|found| found.filter(Result::is_ok).count()) {
+            Ok(0) => format!("{file}: there is no certificate in it"),
+            Err(error) => format!("{file}: {error}"),
+            Ok(_) => continue,
+        };
+        wrong(&settings.routing_file, &["provider", provider, "ca"], what);
     }
     problems
 }
@@ -198,7 +208,7 @@ impl App {
         gateway.reload(Reload::Always).map_err(problems)?;
         let wrong = check_files(&gateway.settings, &gateway.catalog.load());
         if !wrong.is_empty() {
-            return Err(Failure::Failed(wrong.join("\n")));
+            return Err(problems(wrong));
         }
         Ok(App { gateway, follower, admin_token })
     }

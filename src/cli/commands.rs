@@ -130,21 +130,18 @@ fn run(command: Command) -> Result<(), Failure> {
 
 /// Reads `weir.toml`; every problem is reported.
 pub fn settings(path: &Path) -> Result<Settings, Failure> {
-    load(path).map_err(crate::app::problems)
+    let text = read(path).map_err(|problem| crate::app::problems(vec![problem]))?;
+    weir_toml::parse(&path.to_string_lossy(), &text).map_err(crate::app::problems)
 }
 
-/// As [`settings`], with the problems as they are.
-pub fn load(path: &Path) -> Result<Settings, Vec<Problem>> {
-    let file = path.to_string_lossy();
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        vec![Problem {
-            file: file.to_string(),
-            line: 1,
-            key: String::new(),
-            what: format!("cannot be read: {error}; name another with --config"),
-        }]
-    })?;
-    weir_toml::parse(&file, &text)
+/// The text of `weir.toml`.
+pub fn read(path: &Path) -> Result<String, Problem> {
+    std::fs::read_to_string(path).map_err(|error| Problem {
+        file: path.to_string_lossy().into_owned(),
+        line: 1,
+        key: String::new(),
+        what: format!("cannot be read: {error}; name another with --config"),
+    })
 }
 
 #[cfg(test)]

@@ -55,10 +55,21 @@ impl Files {
     /// Reads, parses and checks both files, and reads the Lua policy that they name, whose version is noted in `seen`. All
     /// problems of both are reported at once.
     pub fn load(&self, seen: &mut Fingerprint) -> Result<Catalog, Vec<Problem>> {
+        let (catalog, problems) = self.survey(seen);
+        if problems.is_empty() {
+            return Ok(catalog);
+        }
+        pace::free(catalog.models);
+        Err(problems)
+    }
+
+    /// As [`Files::load`], with the catalog beside the problems: what is wrong is missing from it or has its default. It is good for
+    /// finding further problems, and for nothing else where there are any. A file that cannot be read is told and taken for empty, a
+    /// policy for none.
+    pub fn survey(&self, seen: &mut Fingerprint) -> (Catalog, Vec<Problem>) {
         let mut problems = Vec::new();
-        let routing = read(&self.routing, &mut problems);
-        let prices = read(&self.prices, &mut problems);
-        let (Some(routing), Some(prices)) = (routing, prices) else { return Err(problems) };
+        let routing = read(&self.routing, &mut problems).unwrap_or_default();
+        let prices = read(&self.prices, &mut problems).unwrap_or_default();
         let prices = self.read_prices(prices, &mut problems);
         let (mut catalog, found) = super::routing::parse(&self.routing.to_string_lossy(), &routing, &prices);
         problems.extend(found);
@@ -67,13 +78,12 @@ impl Files {
             let path = PathBuf::from(&*policy.file);
             // Before it is read: a change in between is seen the next time.
             seen.policy = Some((path.clone(), version(&path)));
-            policy.text = read(&path, &mut problems).unwrap_or_default().into();
+            match read(&path, &mut problems) {
+                Some(text) => policy.text = text.into(),
+                None => catalog.lua_policy = None,
+            }
         }
-        if problems.is_empty() {
-            return Ok(catalog);
-        }
-        pace::free(catalog.models);
-        Err(problems)
+        (catalog, problems)
     }
 
     fn read_prices(&self, text: String, problems: &mut Vec<Problem>) -> Arc<Prices> {

@@ -357,6 +357,20 @@ impl<'a> Table<'a> {
     }
 }
 
+/// The line of a key, given with the tables above it from the root, and the key as problems name it: for what shows only after the
+/// file was read. A key that is not there has the line of the nearest table that is.
+pub fn place(text: &str, keys: &[&str]) -> (usize, String) {
+    let (document, _) = DeTable::parse_recoverable(text);
+    let (mut entries, mut at) = (Some(document.get_ref()), 0);
+    for key in keys {
+        let Some((name, value)) = entries.and_then(|entries| entries.get_key_value(*key)) else { break };
+        at = name.span().start;
+        entries = value.get_ref().as_table();
+    }
+    let line = 1 + memchr::memchr_iter(b'\n', &text.as_bytes()[..at]).count();
+    (line, keys.iter().fold(String::new(), |path, key| dotted(&path, key)))
+}
+
 /// The nearest of `names` to what was written, if it is near enough to be a slip of the hand.
 pub fn nearest<'n>(written: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     /// Longer words are no slips, and the distance is quadratic.
@@ -510,6 +524,19 @@ mod tests {
                 "f.toml:10: list[1].n: must be a whole number without quotes, not a string",
             ]
         );
+    }
+
+    #[test]
+    fn a_key_is_found_again() {
+        let text = "[listen.tls]\ncert = 'c'\n\n[provider.\"x/y\"]\nkind = 'openai'\nca = 'a'\n";
+        let check = |keys: &[&str], line: usize, key: &str| assert_eq!(place(text, keys), (line, key.to_owned()), "{keys:?}");
+        check(&["listen", "tls"], 1, "listen.tls");
+        check(&["listen", "tls", "cert"], 2, "listen.tls.cert");
+        check(&["listen", "tls", "key"], 1, "listen.tls.key");
+        check(&["provider", "x/y", "ca"], 6, "provider.\"x/y\".ca");
+        check(&["provider", "x/y", "kind", "deeper"], 5, "provider.\"x/y\".kind.deeper");
+        check(&["nothing"], 1, "nothing");
+        assert_eq!(place("", &["a"]), (1, "a".to_owned()));
     }
 
     #[test]

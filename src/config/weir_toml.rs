@@ -22,6 +22,8 @@ use std::time::Duration;
 /// Everything `weir.toml` says.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// The file, as the operator named it.
+    pub file: PathBuf,
     /// The file's folder: relative paths are taken from it.
     pub folder: PathBuf,
     /// Where weir listens.
@@ -136,16 +138,19 @@ impl Default for Limits {
 ///
 /// Errors: every problem there is, in the order of the lines.
 pub fn parse(file: &str, text: &str) -> Result<Settings, Vec<Problem>> {
-    let folder = Path::new(file).parent().unwrap_or(Path::new("")).to_owned();
-    let file = File::new(file, text);
-    let settings = file.parse().map(|document| {
-        let mut root = file.root(&document);
-        let settings = read(&mut root, folder);
-        root.finish();
-        settings
-    });
-    let problems = file.into_problems();
-    settings.filter(|_| problems.is_empty()).ok_or(problems)
+    let (settings, problems) = survey(file, text);
+    if problems.is_empty() { Ok(settings) } else { Err(problems) }
+}
+
+/// As [`parse`], with the settings beside the problems: what is wrong has its default there. They are good for finding further
+/// problems, and for nothing else where there are any.
+pub fn survey(file: &str, text: &str) -> (Settings, Vec<Problem>) {
+    let reading = File::new(file, text);
+    let Some(document) = reading.parse() else { return (survey(file, "").0, reading.into_problems()) };
+    let mut root = reading.root(&document);
+    let settings = read(&mut root, Path::new(file));
+    root.finish();
+    (settings, reading.into_problems())
 }
 
 /// Reads the file at `path`.
@@ -162,12 +167,14 @@ pub fn load(path: &Path) -> Result<Settings, Vec<Problem>> {
     }
 }
 
-fn read<'a>(root: &mut Table<'a>, folder: PathBuf) -> Settings {
+fn read<'a>(root: &mut Table<'a>, file: &Path) -> Settings {
+    let folder = file.parent().unwrap_or(Path::new("")).to_owned();
     let listen = listen::read(root, &folder);
     let auth = auth::read(root, &listen, &folder);
     let (routing_file, prices_file) = files(root, &folder);
     let (lago, openmeter) = exports(root, &folder);
     Settings {
+        file: file.to_owned(),
         limits: limits(root),
         store: store::read(root, &folder),
         vault: vault(root, &folder),

@@ -346,12 +346,23 @@ impl Gateway {
 
 /// Reads the hot files and checks them together, the Lua policy they name as well. All problems are reported.
 pub fn load(files: &Files, seen: &mut Fingerprint) -> Result<Catalog, Vec<Problem>> {
-    let catalog = files.load(seen)?;
-    #[cfg(feature = "lua-policy")]
-    if let Some(policy) = &catalog.lua_policy {
-        crate::policy::check(policy)?;
+    let (catalog, problems) = survey(files, seen);
+    if problems.is_empty() {
+        return Ok(catalog);
     }
-    Ok(catalog)
+    pace::free(catalog.models);
+    Err(problems)
+}
+
+/// As [`load`], with the catalog beside the problems: see [`Files::survey`].
+pub fn survey(files: &Files, seen: &mut Fingerprint) -> (Catalog, Vec<Problem>) {
+    let (catalog, problems) = files.survey(seen);
+    #[cfg(feature = "lua-policy")]
+    let problems = {
+        let found = catalog.lua_policy.as_deref().and_then(|policy| crate::policy::check(policy).err());
+        problems.into_iter().chain(found.into_iter().flatten()).collect()
+    };
+    (catalog, problems)
 }
 
 /// When to load.

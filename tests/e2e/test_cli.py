@@ -73,6 +73,18 @@ def test_check_prints_every_problem_with_its_place(world):
     assert "literal0123456789" not in text
 
 
+def test_check_goes_on_after_weir_toml(world):
+    """What is wrong there hides neither the other files' problems nor the files they name."""
+    world.weir.settings["limits"] = 'max_body = "64"'
+    world.weir.settings["listen"] += '\ntls = { cert = "no.pem", key = "no.key" }'
+    world.weir.write('[provider.p]\nkind = "openai"\nca = "no-ca.pem"\n\n[model.m]\nsurprise = 1\n', '[price."p/m"]\ninput = 0.15\n')
+    done = world.weir.command("check", check=False)
+    assert done.returncode == 1 and not done.stdout
+    for place in (r"weir\.toml:\d+: limits\.max_body", r"weir\.toml:\d+: listen\.tls\.cert", r"weir\.toml:\d+: listen\.tls\.key", r"routing\.toml:3: provider\.p\.ca",
+                  r"routing\.toml:6: model\.m\.surprise", r'prices\.toml:2: price\."p/m"\.input'):  # fmt: skip
+        assert re.search(place + ": ", done.stderr), f"{place}:\n{done.stderr}"
+
+
 @pytest.mark.parametrize("table,lines,word", [
     ("listen", 'proxy = ["nowhere"]', "proxy"), ("limits", 'max_body = "64"', "max_body"), ("limits", 'max_body = "2MiB"\nmax_body_in_flight = "1MiB"', "max_body"), ("auth", 'mode = "none"', "mode"),
     ("auth", 'mode = "jwt"', "jwt"), ("store", 'url = "mysql://x"', "url"), ("admin", 'token = "letmein-letmein"', "token"), ("ledger", 'credit = "0"', "credit"),
