@@ -15,9 +15,11 @@ pub fn find<'a>(catalog: &'a Catalog, name: &str) -> Option<&'a Arc<Level>> {
     catalog.levels.get(name)
 }
 
-/// A target's price per million tokens, three parts input and one part output. `None`: unknown.
+/// A target's price per million tokens, three parts input and one part output. `None`: unknown, be it that there is no price or that
+/// it has no rate for tokens and yet is not free (only `reported`, or rates by the image, hour, request or search alone).
 pub fn blended_per_1m(price: &TargetPrice) -> Option<Usd> {
     match price {
+        TargetPrice::Priced(price) if price.has_no_blend() => None,
         TargetPrice::Priced(price) => Some(price.blended_per_1m()),
         TargetPrice::Free => Some(Usd(0)),
         TargetPrice::Unpriced => None,
@@ -79,5 +81,43 @@ pub fn output_cap(level: Option<&Level>, asked: Option<u64>, model_max: Option<u
         }
         (None, Some(cap)) => Ok(OutputCap { enforce: Some(within(cap)), at_most: Some(within(cap)) }),
         (None, None) => Ok(OutputCap { enforce: None, at_most: model_max }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::price::{Basis, Price, Rates, Sheet};
+    use super::super::usage::Bucket::{self, *};
+    use super::*;
+
+    fn sheet(written: &[(Bucket, &str)]) -> Sheet {
+        let mut rates = Rates::default();
+        for (bucket, amount) in written {
+            rates.set(*bucket, Usd::parse(amount).unwrap()).unwrap();
+        }
+        Sheet { rates, above: Vec::new() }
+    }
+
+    #[test]
+    fn a_cost_that_nobody_knows_beforehand_is_not_a_low_one() {
+        let check = |basis, written: &[(Bucket, &str)], flex: &[(Bucket, &str)], expected: Option<&str>| {
+            let price = Price::new("p/m", &sheet(written), &[("flex".into(), sheet(flex))], basis);
+            let blended = blended_per_1m(&TargetPrice::Priced(price.into()));
+            assert_eq!(blended.map(|cost| cost.to_string()).as_deref(), expected, "{basis:?} {written:?} {flex:?}");
+        };
+        check(Basis::Reported, &[], &[], None);
+        check(Basis::Reported, &[(Images, "0")], &[], None);
+        for unit in [Images, Milliseconds, Requests, WebSearches] {
+            check(Basis::Table, &[(unit, "0.01")], &[], None);
+        }
+        check(Basis::Table, &[(Requests, "0")], &[(Requests, "0.01")], None);
+        check(Basis::Reported, &[(Input, "1"), (Output, "5")], &[], Some("2"));
+        check(Basis::Reported, &[(Input, "0")], &[], Some("0"));
+        check(Basis::Table, &[(Input, "4"), (Images, "0.04")], &[], Some("3"));
+        check(Basis::Table, &[(Output, "4")], &[], Some("1"));
+        check(Basis::Table, &[(Input, "0"), (Output, "0")], &[], Some("0"));
+        check(Basis::Table, &[(Requests, "0"), (Milliseconds, "0")], &[], Some("0"));
+        assert_eq!(blended_per_1m(&TargetPrice::Free), Some(Usd::ZERO));
+        assert_eq!(blended_per_1m(&TargetPrice::Unpriced), None);
     }
 }

@@ -365,8 +365,9 @@ pub(super) fn due(target: &Target, own: Option<&KeyState>, now_ms: u64) -> u64 {
 
 /// The blended price for people.
 pub(super) fn price_text(price: &TargetPrice) -> String {
-    match blended_per_1m(price) {
-        Some(cost) => cost.to_string(),
-        None => "unpriced".to_owned(),
+    match (blended_per_1m(price), price) {
+        (Some(cost), _) => cost.to_string(),
+        (None, TargetPrice::Priced(_)) => "unknown".to_owned(),
+        (None, _) => "unpriced".to_owned(),
     }
 }

@@ -109,6 +109,11 @@ fn levels() {
     check(|asker| asker.ask.level_header = Some("eco"), "odd", limited);
     // A level without a bound on the price takes no model it does not list.
     check(|asker| asker.ask.level_header = Some("best"), "odd", "refused: the level best has no target for this within its limits");
+
+    let mut world = world();
+    world.model("reported", &["router"], |model| Arc::get_mut(&mut model.targets[0]).unwrap().price = only_reported());
+    let asker = asks("reported").with(|asker| asker.ask.level_header = Some("eco"));
+    assert_eq!(world.order(&asker, T0), limited, "what nobody knows beforehand is within no bound");
 }
 
 #[test]

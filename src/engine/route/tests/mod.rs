@@ -97,6 +97,11 @@ pub fn price(usd: i128) -> TargetPrice {
     TargetPrice::Priced(Arc::new(Price::new("p/m", &Sheet { rates, above: Vec::new() }, &[], Basis::Table)))
 }
 
+/// What the provider says afterwards, and nothing before.
+pub fn only_reported() -> TargetPrice {
+    TargetPrice::Priced(Arc::new(Price::new("p/m", &Sheet::default(), &[], Basis::Reported)))
+}
+
 /// A catalog in the making.
 #[derive(Default)]
 pub struct World {

@@ -99,6 +99,15 @@ fn strategies() {
     });
     cost.catalog.retry = long_retry();
     assert_eq!(cost.order(&asks("m"), T0), "c/m d/m a/m b/m");
+
+    let mut reported = World::default();
+    reported.model("m", &["a", "b"], |model| {
+        model.strategy = Strategy::LeastCost;
+        for (target, price) in model.targets.iter_mut().zip([only_reported(), price(9)]) {
+            Arc::get_mut(target).unwrap().price = price;
+        }
+    });
+    assert_eq!(reported.order(&asks("m"), T0), "b/m a/m");
 }
 
 #[test]
