@@ -78,6 +78,7 @@ pub struct Series {
     ok: [AtomicU64; Endpoint::ALL.len()],
     /// The others, once there is one.
     failed: OnceLock<Box<Failed>>,
+    /// In the buckets' own units: audio in milliseconds.
     tokens: [[AtomicU64; SOURCES.len()]; Bucket::ALL.len()],
     /// By payer, once there was a cost, be it nothing.
     cost: [OnceLock<AtomicF64>; PAYERS.len()],
@@ -282,9 +283,11 @@ fn requests(series: &Series, out: &mut Vec<Metric>) {
 
 fn tokens(series: &Series, out: &mut Vec<Metric>) {
     for bucket in Bucket::ALL {
+        // Counted in whole milliseconds, which add up exactly, and shown in the unit its name says.
+        let in_one = if bucket == Bucket::Milliseconds { 1000.0 } else { 1.0 };
         for source in SOURCES {
             if let count @ 1.. = series.tokens[bucket as usize][source as usize].load(Relaxed) {
-                out.push(counter(series, &[("kind", bucket.name()), ("source", source.name())], count as f64));
+                out.push(counter(series, &[("kind", bucket.name()), ("source", source.name())], count as f64 / in_one));
             }
         }
     }
@@ -366,6 +369,7 @@ mod tests {
         series.answered(Endpoint::Messages, 418);
         let mut usage = Usage::default();
         usage.set(Bucket::Input, 7);
+        usage.set(Bucket::Milliseconds, 1_250);
         series.used(&usage, Source::Counted);
         series.cost(Usd(2_500_000_000_000), true);
         for ms in [9, 10, 11, 1_000_000] {
@@ -380,6 +384,7 @@ mod tests {
             r#"weir_requests_total{model="m",path="/v1/messages",provider="p",status="529"} 1"#,
             r#"weir_requests_total{model="m",path="/v1/messages",provider="p",status="other"} 1"#,
             r#"weir_tokens_total{kind="input",model="m",provider="p",source="counted"} 7"#,
+            r#"weir_tokens_total{kind="seconds",model="m",provider="p",source="counted"} 1.25"#,
             r#"weir_cost_usd_total{model="m",payer="own",provider="p"} 2.5"#,
             r#"weir_request_seconds_bucket{model="m",provider="p",le="0.01"} 2"#,
             r#"weir_request_seconds_bucket{model="m",provider="p",le="0.025"} 3"#,
@@ -394,6 +399,6 @@ mod tests {
             assert!(page.lines().any(|shown| shown == line), "{line}\n{page}");
         }
         assert_eq!(page.lines().filter(|line| line.starts_with("weir_requests_total")).count(), 4, "{page}");
-        assert_eq!(page.lines().filter(|line| line.starts_with("weir_tokens_total")).count(), 1, "{page}");
+        assert_eq!(page.lines().filter(|line| line.starts_with("weir_tokens_total")).count(), 2, "{page}");
     }
 }
