@@ -48,7 +48,8 @@ fn is_the_platforms(name: &str) -> bool {
     matches!(name, "openai-organization" | "openai-project")
 }
 
-/// Never sent to the client: hop-by-hop fields, cookies, the provider's organisation, and what weir states itself.
+/// Never sent to the client: hop-by-hop fields, cookies, what names the platform's account with the provider, and what weir
+/// states itself.
 fn is_denied_down(name: &str) -> bool {
     matches!(
         name,
@@ -62,12 +63,15 @@ fn is_denied_down(name: &str) -> bool {
             | "proxy-authenticate"
             | "proxy-connection"
             | "set-cookie"
+            | "set-cookie2"
             | "te"
             | "trailer"
             | "transfer-encoding"
             | "upgrade"
             | "x-cost-incurred"
             | "x-model-used"
+            | "x-ms-deployment-name"
+            | "x-ms-region"
             | "x-provider-used"
             | "x-request-id"
             | "x-used-byok"
@@ -75,8 +79,10 @@ fn is_denied_down(name: &str) -> bool {
     )
 }
 
-/// Rate-limit headers are weir's own.
-const RESPONSE_DENIED_PREFIXES: &[&str] = &["x-ratelimit-", "anthropic-ratelimit-", "x-weir-"];
+/// What begins the names of headers that stay here. A provider's tell the platform's allowance, which is not the caller's: rate-limit
+/// headers are weir's own. Without a dash where there are `RateLimit` itself and Mistral's `ratelimitbysize-…`.
+const DENIED_DOWN_PREFIXES: [&str; 7] =
+    ["anthropic-priority-", "anthropic-ratelimit-", "ratelimit", "x-rate-limit", "x-ratelimit", "x-tokenlimit-", "x-weir-"];
 
 /// Whether a client's header (its name in lower case) goes to the provider. What a `Connection` header names does not either.
 pub fn crosses_up(name: &str, own_key: bool) -> bool {
@@ -85,7 +91,7 @@ pub fn crosses_up(name: &str, own_key: bool) -> bool {
 
 /// Whether a provider's header (its name in lower case) goes to the client. What a `Connection` header names does not either.
 pub fn crosses_down(name: &str) -> bool {
-    !(is_denied_down(name) || RESPONSE_DENIED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+    !(is_denied_down(name) || DENIED_DOWN_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
 }
 
 /// Whether a `Connection` header's value says that this field goes no further than this hop (RFC 9110, 7.6.1).
@@ -129,6 +135,32 @@ mod tests {
             assert!(!crosses_up(name, true), "{name}");
         }
         assert!(crosses_up("openai-beta", false) && crosses_up("openai-organization", true) && !crosses_up("openai-organization", false));
-        assert!(crosses_down("openai-version") && !crosses_down("set-cookie") && !crosses_down("x-ratelimit-limit-requests"));
+    }
+
+    #[test]
+    fn the_platforms_account_and_allowance_stay_here() {
+        for name in [
+            "anthropic-organization-id",
+            "anthropic-priority-input-tokens-limit",
+            "anthropic-ratelimit-tokens-reset",
+            "openai-organization",
+            "ratelimit",
+            "ratelimit-policy",
+            "ratelimit-remaining",
+            "ratelimitbysize-limit",
+            "set-cookie",
+            "set-cookie2",
+            "x-ms-deployment-name",
+            "x-ms-region",
+            "x-rate-limit-reset",
+            "x-ratelimit-remaining-requests",
+            "x-tokenlimit-remaining",
+            "x-weir-fake",
+        ] {
+            assert!(!crosses_down(name), "{name}");
+        }
+        for name in ["content-type", "openai-processing-ms", "openai-version", "retry-after", "x-ms-client-request-id"] {
+            assert!(crosses_down(name), "{name}");
+        }
     }
 }

@@ -276,13 +276,16 @@ def test_which_response_headers_pass(one):
         ("openai-processing-ms", "12"), ("openai-version", "2020-10-01"), ("x-upstream", "yes"), ("openai-organization", "org-secret"),
         ("set-cookie", "__cf_bm=secret"), ("x-ratelimit-limit-requests", "777"), ("x-ratelimit-remaining-tokens", "777"), ("x-request-id", "req_upstream"),
         ("connection", "keep-alive, x-hop"), ("x-hop", "1"), ("keep-alive", "timeout=5"), ("x-weir-fake", "1"), ("x-cost-incurred", "777"),
-        ("alt-svc", 'h3=":443"'),
+        ("alt-svc", 'h3=":443"'), ("ratelimit", '"default";r=777;t=30'), ("ratelimit-policy", '"default";q=777;w=60'), ("ratelimit-remaining", "777"),
+        ("x-rate-limit-reset", "777"), ("x-ms-region", "secret"), ("x-ms-deployment-name", "secret"),
     ]  # fmt: skip
     one.openai.queue(whole(chat_answer(), headers=headers))
     answer = one.weir.chat()
     for name in ("openai-processing-ms", "openai-version", "x-upstream"):
         assert answer.header(name), name
     for name in ("openai-organization", "set-cookie", "x-ratelimit-limit-requests", "x-hop", "keep-alive", "x-weir-fake", "alt-svc"):
+        assert answer.header(name) is None, name
+    for name in ("ratelimit", "ratelimit-policy", "ratelimit-remaining", "x-rate-limit-reset", "x-ms-region", "x-ms-deployment-name"):
         assert answer.header(name) is None, name
     assert answer.header("x-request-id") != "req_upstream"
     assert answer.header("x-cost-incurred") != "777"

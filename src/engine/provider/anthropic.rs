@@ -23,7 +23,6 @@ pub(super) static SPEC: Spec = Spec {
     familiar_key: claims,
     check: MODELS_CHECK,
     probe: MODELS_PROBE,
-    private_headers: &[],
 };
 
 /// API (`sk-ant-api03-`), admin and OAuth keys alike.

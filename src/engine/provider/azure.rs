@@ -34,7 +34,6 @@ pub(super) static SPEC: Spec = Spec {
     check: CheckRow { at: At::Azure("/models"), read_ok: valid, answers_anyone: false },
     probe: ProbeRow { at: At::Azure("/models"), with_key: true },
     // They name the resource's region and deployment; unchecked.
-    private_headers: &["x-ms-region", "x-ms-deployment-name"],
 };
 
 fn familiar(key: &str) -> bool {

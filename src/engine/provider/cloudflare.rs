@@ -25,7 +25,6 @@ pub(super) static SPEC: Spec = Spec {
     // Tells that the token is active, not that it may run models.
     check: CheckRow { at: At::Host("/client/v4/user/tokens/verify"), read_ok: read_verify, answers_anyone: false },
     probe: ProbeRow { at: At::Host("/client/v4/user/tokens/verify"), with_key: true },
-    private_headers: &[],
 };
 
 /// 40 characters; unchecked.

@@ -23,5 +23,4 @@ pub(super) static SPEC: Spec = Spec {
     familiar_key: any_key,
     check: CheckRow { at: At::Prefix("/models"), read_ok: valid, answers_anyone: true },
     probe: MODELS_PROBE,
-    private_headers: &[],
 };

@@ -24,7 +24,6 @@ pub(super) static SPEC: Spec = Spec {
     familiar_key: familiar,
     check: MODELS_CHECK,
     probe: MODELS_PROBE,
-    private_headers: &[],
 };
 
 /// Others give out keys of this shape too, so it is no claim.

@@ -31,7 +31,6 @@ pub(super) static SPEC: Spec = Spec {
     familiar_key: claims,
     check: MODELS_CHECK,
     probe: MODELS_PROBE,
-    private_headers: &[],
 };
 
 fn claims(key: &str) -> bool {

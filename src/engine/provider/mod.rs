@@ -136,8 +136,6 @@ pub struct Spec {
     familiar_key: fn(&str) -> bool,
     check: check::CheckRow,
     probe: check::ProbeRow,
-    /// Response headers (lower case) that are the provider's business with the platform, beside the common ones.
-    private_headers: &'static [&'static str],
 }
 
 /// Every row, in the order of [`Kind`].
@@ -189,13 +187,6 @@ pub(crate) const OPENAI_ENDPOINTS: &[Endpoint] = &[
     Endpoint::Transcriptions,
     Endpoint::Translations,
 ];
-
-/// What begins the names of headers that tell the platform's own allowance, which is not the caller's.
-const ALLOWANCE_PREFIXES: &[&str] = &["x-ratelimit-", "ratelimit-", "anthropic-ratelimit-", "x-rate-limit-"];
-
-/// Headers that name the platform's account, whichever provider sends them, and the cookies of its sessions.
-const ACCOUNT_HEADERS: &[&str] =
-    &["openai-organization", "openai-project", "anthropic-organization-id", "ratelimit", "set-cookie", "set-cookie2"];
 
 impl Spec {
     /// Whether the provider has this endpoint in its own dialect.
@@ -250,13 +241,6 @@ impl Spec {
             Endpoint::Responses => Some("max_output_tokens"),
             _ => None,
         }
-    }
-
-    /// Whether an upstream response header (lower case) stays here: it tells of the platform's account or allowance there.
-    pub fn keeps_header(&self, name: &str) -> bool {
-        ACCOUNT_HEADERS.contains(&name)
-            || self.private_headers.contains(&name)
-            || ALLOWANCE_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
     }
 }
 

@@ -25,5 +25,4 @@ pub(super) static SPEC: Spec = Spec {
     familiar_key: any_key,
     check: CheckRow { at: At::Prefix("/models"), read_ok: valid, answers_anyone: true },
     probe: ProbeRow { at: At::Host("/api/version"), with_key: false },
-    private_headers: &[],
 };

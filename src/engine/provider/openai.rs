@@ -22,7 +22,6 @@ pub(super) static SPEC: Spec = Spec {
     familiar_key: familiar,
     check: MODELS_CHECK,
     probe: MODELS_PROBE,
-    private_headers: &[],
 };
 
 /// Project, service account and admin keys; the infix is base64 of "OpenAI" and is in every key of the last years.

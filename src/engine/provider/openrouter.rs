@@ -25,7 +25,6 @@ pub(super) static SPEC: Spec = Spec {
     // The list of models is public there and large; this one is about the key.
     check: CheckRow { at: At::Prefix("/key"), read_ok: read_key, answers_anyone: false },
     probe: ProbeRow { at: At::Prefix("/key"), with_key: true },
-    private_headers: &[],
 };
 
 fn claims(key: &str) -> bool {
