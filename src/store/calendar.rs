@@ -88,16 +88,17 @@ pub fn iso_day(day: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}")
 }
 
-/// A day from `2026-11-22` (what follows a `T` is ignored), or so many days back from `now_ms` from `30d`; `None`: neither.
+/// A day from `2026-11-22` (what follows a `T` is ignored), or so many days back from `now_ms` from `30d`, but none before 1970-01-01,
+/// where days begin; `None`: neither.
 pub fn parse_since(text: &str, now_ms: u64) -> Option<i64> {
     if let Some(days) = text.strip_suffix('d') {
-        return Some(day_of(now_ms) - days.parse::<u32>().ok().map(i64::from)?);
+        return Some((day_of(now_ms) - days.parse::<u32>().ok().map(i64::from)?).max(0));
     }
     let mut parts = text.split('T').next()?.splitn(3, '-');
     let date = Date { year: parts.next()?.parse().ok()?, month: parts.next()?.parse().ok()?, day: parts.next()?.parse().ok()? };
     // A day that the calendar does not have (31 April) comes back as another one.
     let day = day_of_date(date);
-    (date.year < 10_000 && (1..=12).contains(&date.month) && date_of_day(day) == date).then_some(day)
+    (date.year < 10_000 && (1..=12).contains(&date.month) && date_of_day(day) == date).then_some(day.max(0))
 }
 
 #[cfg(test)]
@@ -132,6 +133,9 @@ mod tests {
             ("2026-11-22", Some("2026-11-22")),
             ("2026-11-01T10:00:00Z", Some("2026-11-01")),
             ("7d", Some("2026-11-15")),
+            ("4294967295d", Some("1970-01-01")),
+            ("4294967296d", None),
+            ("1969-12-31", Some("1970-01-01")),
             ("2026-02-30", None),
             ("2026-13-01", None),
             ("yesterday", None),

@@ -345,6 +345,10 @@ fn with_reader<T>(store: &Store, work: impl FnOnce(&Connection) -> store::Result
 /// Amounts are summed in two halves: SQLite's sums end with an error at 2^63, which is 9.2 million USD.
 const HALF: i64 = 1_000_000_000;
 
+/// The days from `?1` to `?2` that roll-ups are looked up for: none before their first, however far back a question goes.
+const DAYS: &str = "WITH RECURSIVE days (at) AS (
+    SELECT max(?1, coalesce(min(?2, (SELECT min(day) FROM totals)), ?2)) UNION ALL SELECT at + 1 FROM days WHERE at < ?2)";
+
 fn sums(connection: &Connection, account: Option<&str>, since: i64, until: i64, by: By) -> store::Result<Vec<Line>> {
     let columns: Vec<String> = ROLLUP_SUMS
         .iter()
@@ -367,8 +371,7 @@ fn sums(connection: &Connection, account: Option<&str>, since: i64, until: i64, 
     // The rows that are in no roll-up yet are those of single accounts.
     let of_account = if account.is_some_and(|account| !account.is_empty()) { "AND account = ?3" } else { "" };
     let query = format!(
-        "WITH RECURSIVE days (at) AS (SELECT ?1 UNION ALL SELECT at + 1 FROM days WHERE at < ?2)
-         SELECT {name}, {columns} FROM ({rolled} UNION ALL SELECT * FROM unrolled WHERE day BETWEEN ?1 AND ?2 {of_account})
+        "{DAYS} SELECT {name}, {columns} FROM ({rolled} UNION ALL SELECT * FROM unrolled WHERE day BETWEEN ?1 AND ?2 {of_account})
          GROUP BY {name} ORDER BY {name}"
     );
     let mut statement = connection.prepare(&query)?;

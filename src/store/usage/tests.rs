@@ -73,6 +73,34 @@ fn lines_by_everything() {
 }
 
 #[test]
+fn a_question_from_long_ago_looks_up_no_more_days_than_there_are() {
+    let store = store_with(&ROWS);
+    let today = calendar::day_of(NOW_MS);
+    let days = |since: i64| -> i64 {
+        let count = |connection: &Connection| {
+            Ok(connection.query_row(&format!("{DAYS} SELECT count(*) FROM days"), [since, today], |row| row.get(0))?)
+        };
+        store.read(count).unwrap()
+    };
+    let expected: [i64; 4] = [41, 41, 31, 1];
+    assert_eq!([i64::MIN, today - 60, today - 30, today].map(days), expected);
+    for by in [By::Day, By::Model] {
+        for account in [None, Some("acme"), Some("nobody")] {
+            let ask = |since| report(&store, &Question { account, by, since: Some(since) }, NOW_MS).unwrap();
+            let (far, near) = (ask(-i64::from(u32::MAX)), ask(today - 60));
+            assert_eq!((far.lines, far.total, far.month), (near.lines, near.total, near.month));
+        }
+    }
+    // Rows that are in no roll-up yet are found as well, and there is no day to look up but today.
+    unroll(&store);
+    assert_eq!(days(i64::MIN), 1);
+    assert_eq!(
+        report(&store, &Question { account: Some("acme"), since: Some(i64::MIN), ..Question::default() }, NOW_MS).unwrap().total.rows,
+        5
+    );
+}
+
+#[test]
 fn a_months_projections() {
     let store = store_with(&ROWS);
     let month = report(&store, &Question { account: Some("acme"), ..Question::default() }, NOW_MS).unwrap().month;
