@@ -191,7 +191,7 @@ async fn answer(gateway: &Arc<Gateway>, session: &mut ServerSession, route: Rout
         Route::Grant => grant(gateway, part, body(session).await?, from, now_ms).await,
         Route::Usage => used(gateway, session, now_ms).await,
         Route::Request => {
-            gateway.ledger.flushed().await;
+            gateway.ledger.flushed_soon().await;
             match gateway.store.run(move |store| usage::any_request(store, &part)).await.map_err(plain)? {
                 Some(row) => serialized(&row),
                 None => Err((404, "There is no such request.".into())),
@@ -284,7 +284,7 @@ async fn grant(gateway: &Gateway, id: String, grant: Grant, from: String, now_ms
 async fn used(gateway: &Gateway, session: &ServerSession, now_ms: u64) -> Answer {
     let by = respond::query(session, "by").unwrap_or_else(|| "day".into());
     let (since, account) = (respond::query(session, "since"), respond::query(session, "account"));
-    gateway.ledger.flushed().await;
+    gateway.ledger.flushed_soon().await;
     let report = gateway
         .store
         .run(move |store| usage::report(store, &usage::Question::parse(&by, since.as_deref(), account.as_deref(), now_ms)?, now_ms))

@@ -142,7 +142,7 @@ async fn used(gateway: &Gateway, session: &ServerSession, caller: &Caller, now_m
     let by = respond::query(session, "by").unwrap_or_else(|| "day".into());
     let since = respond::query(session, "since");
     let account = caller.key.account_id.to_string();
-    gateway.ledger.flushed().await;
+    gateway.ledger.flushed_soon().await;
     let report = gateway
         .store
         .run(move |store| usage::report(store, &usage::Question::parse(&by, since.as_deref(), Some(&account), now_ms)?, now_ms))
@@ -154,7 +154,7 @@ async fn used(gateway: &Gateway, session: &ServerSession, caller: &Caller, now_m
 async fn request(gateway: &Gateway, caller: &Caller, id: &str) -> Answer {
     let (id, account) = (respond::percent_decode(id), caller.key.account_id.to_string());
     let also = gateway.client_ids.find(&account, id.as_bytes());
-    gateway.ledger.flushed().await;
+    gateway.ledger.flushed_soon().await;
     let find = move |store: &crate::store::Store| match (usage::request(store, &id, &account)?, also) {
         (None, Some(also)) => usage::request(store, also.as_str(), &account),
         (found, _) => Ok(found),

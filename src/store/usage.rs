@@ -292,7 +292,7 @@ pub fn report(store: &Store, question: &Question<'_>, now_ms: u64) -> store::Res
     })
 }
 
-/// The row of a request of this account, if it is in the database; [`Ledger::flushed`](crate::store::ledger::Ledger::flushed)
+/// The row of a request of this account, if it is in the database; [`Ledger::flushed_soon`](crate::store::ledger::Ledger::flushed_soon)
 /// brings those there that have just ended. Blocking.
 pub fn request(store: &Store, request_id: &str, account: &str) -> store::Result<Option<Row>> {
     Ok(any_request(store, request_id)?.filter(|row| *row.facts.account == *account))

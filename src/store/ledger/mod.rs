@@ -43,6 +43,9 @@ pub const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// Rows in one database transaction at most: larger ones gain nothing and hold other writers up.
 pub const BATCH_ROWS: usize = 2000;
 
+/// How long a question waits for the rows that are on their way: twenty rounds, so only a database that takes nothing is not waited for.
+pub const QUESTION_WAIT: Duration = Duration::from_secs(2);
+
 /// When a row counts as safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Commit {
@@ -285,6 +288,12 @@ impl Ledger {
     pub async fn flushed(&self) -> bool {
         let round = self.inner.batches.ask();
         self.inner.batches.done(round).await.is_ok()
+    }
+
+    /// [`Ledger::flushed`] for a question that is answered in any case, from what is stored: waits [`QUESTION_WAIT`] at most. `false`:
+    /// rows may be missing, for the database does not take them now. Cancel-safe.
+    pub async fn flushed_soon(&self) -> bool {
+        tokio::time::timeout(QUESTION_WAIT, self.flushed()).await.unwrap_or(false)
     }
 
     /// [`Ledger::flushed`], blocking the thread.

@@ -94,6 +94,31 @@ fn at_the_journals_bound_admission_stops_until_rows_are_stored() {
 }
 
 #[test]
+fn a_question_does_not_wait_for_a_database_that_stands_still() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    let ledger = Ledger::start(&store, settings()).unwrap();
+    // The clock goes on by itself whenever nothing else is to do.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    store
+        .write(|_| {
+            write(&ledger, row("r", "acme", 1));
+            let waited = runtime.block_on(async {
+                let began = tokio::time::Instant::now();
+                assert!(!ledger.flushed_soon().await);
+                began.elapsed()
+            });
+            assert!(waited >= QUESTION_WAIT && waited < QUESTION_WAIT * 2, "{waited:?}");
+            Ok(())
+        })
+        .unwrap();
+    // What was given up is not lost.
+    assert!(ledger.flush());
+    assert_eq!(rows_in(&store).len(), 1);
+    ledger.shutdown();
+}
+
+#[test]
 fn while_the_database_stands_still_rows_wait_and_then_admission_stops() {
     let folder = tempfile::tempdir().unwrap();
     let store = store_in(folder.path());
