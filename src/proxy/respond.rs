@@ -71,15 +71,20 @@ pub async fn small_body(session: &mut ServerSession, bytes_max: usize) -> Option
     Some(body)
 }
 
-/// The value of a query parameter, percent-decoded.
+/// The value of a query parameter, decoded.
 pub fn query(session: &ServerSession, name: &str) -> Option<String> {
-    session.req_header().uri.query()?.split('&').find_map(|pair| {
+    parameter(session.req_header().uri.query()?, name)
+}
+
+/// A parameter's value in a query, where `+` stands for a space (application/x-www-form-urlencoded).
+fn parameter(query: &str, name: &str) -> Option<String> {
+    query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (key == name).then(|| percent_decode(value))
+        (key == name).then(|| percent_decode(&value.replace('+', " ")))
     })
 }
 
-/// Decodes `%XX` and `+` (application/x-www-form-urlencoded); what is not UTF-8 afterwards is replaced.
+/// Decodes `%XX` as in a path (RFC 3986, 2.1), where `+` is itself; what is not UTF-8 afterwards is replaced.
 pub fn percent_decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
@@ -90,10 +95,6 @@ pub fn percent_decode(text: &str) -> String {
             (b'%', Some(high), Some(low)) => {
                 out.push((high * 16 + low) as u8);
                 index += 3;
-            }
-            (b'+', ..) => {
-                out.push(b' ');
-                index += 1;
             }
             (byte, ..) => {
                 out.push(byte);
@@ -135,8 +136,15 @@ mod tests {
 
     #[test]
     fn percent_encoding_is_undone() {
-        for (text, expected) in [("a%20b+c", "a b c"), ("%", "%"), ("%2", "%2"), ("%e2%82%ac", "€"), ("%zz", "%zz")] {
+        for (text, expected) in [("a%20b+c%2Bd", "a b+c+d"), ("%", "%"), ("%2", "%2"), ("%e2%82%ac", "€"), ("%zz", "%zz")] {
             assert_eq!(percent_decode(text), expected);
+        }
+    }
+
+    #[test]
+    fn a_plus_is_a_space_in_a_query_alone() {
+        for (query, expected) in [("a=1&id=ab+cd%2Bef", Some("ab cd+ef")), ("id", Some("")), ("idx=1", None)] {
+            assert_eq!(parameter(query, "id").as_deref(), expected, "{query}");
         }
     }
 }
