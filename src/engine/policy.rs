@@ -11,7 +11,8 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scopes {
-    /// Paths, such as `/v1/embeddings`; a final `*` stands for any rest.
+    /// Paths, such as `/v1/embeddings`; a final `*` stands for any rest. Of self-service only what changes something
+    /// (`/weir/v1/keys*`) needs to be among them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paths: Option<Vec<Box<str>>>,
     /// Models by the callers' name; a final `*` stands for any rest.

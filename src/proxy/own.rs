@@ -1,4 +1,7 @@
 //! Self-service under `/weir/v1`, with the caller's own key: who am I, what may I use, what did it cost, my provider keys.
+//!
+//! Every key may read, whatever paths its scopes name: it learns what concerns itself and its account. To change the account's provider
+//! keys, which all keys of the account pay with, a key whose scopes name paths needs these among them.
 
 use super::gateway::Gateway;
 use super::ingress::{self, Caller};
@@ -55,6 +58,11 @@ async fn answer(gateway: &Arc<Gateway>, session: &mut ServerSession, catalog: &C
     let method = session.req_header().method.clone();
     let path = session.req_header().uri.path().to_string();
     let parts: Vec<&str> = path.trim_start_matches("/weir/v1/").split('/').collect();
+    // What changes something must be within the key's scopes; reading the caller's own is open to every key.
+    let within_scopes = |template: &'static str| match caller.key.scopes().allows_path(&path) {
+        true => Ok(()),
+        false => Err(Refusal::PathClosed { path: template }),
+    };
     match (&method, parts.as_slice()) {
         (&Method::GET, ["me"]) => Ok((200, me(gateway, catalog, caller, now_ms))),
         (&Method::GET, ["models"]) => Ok((200, open_models(catalog, caller))),
@@ -63,12 +71,19 @@ async fn answer(gateway: &Arc<Gateway>, session: &mut ServerSession, catalog: &C
         (&Method::GET, ["requests", id]) => request(gateway, caller, id).await,
         (&Method::GET, ["keys"]) => keys(gateway, caller).await,
         (&Method::POST, ["keys"]) => {
+            within_scopes("/weir/v1/keys")?;
             let body =
                 respond::small_body(session, BODY_BYTES_MAX).await.ok_or(Refusal::BodyTooLarge { limit_bytes: BODY_BYTES_MAX as u64 })?;
             set_key(gateway, session, catalog, caller, &body, now_ms).await
         }
-        (&Method::DELETE, ["keys", provider]) => remove_key(gateway, session, caller, provider, now_ms).await,
-        (&Method::POST, ["keys", provider, "check"]) => check_key(gateway, session, catalog, caller, provider, now_ms).await,
+        (&Method::DELETE, ["keys", provider]) => {
+            within_scopes("/weir/v1/keys/{provider}")?;
+            remove_key(gateway, session, caller, provider, now_ms).await
+        }
+        (&Method::POST, ["keys", provider, "check"]) => {
+            within_scopes("/weir/v1/keys/{provider}/check")?;
+            check_key(gateway, session, catalog, caller, provider, now_ms).await
+        }
         (_, ["me" | "models" | "credits" | "usage"] | ["requests", _]) => Err(Refusal::WrongMethod { allow: "GET" }),
         (_, ["keys"]) => Err(Refusal::WrongMethod { allow: "GET, POST" }),
         (_, ["keys", _]) => Err(Refusal::WrongMethod { allow: "DELETE" }),

@@ -159,6 +159,33 @@ def test_own_keys_need_a_tier_that_has_them(byok):
     assert (answer.status, answer.json["error"]["code"]) == (403, "byok_not_allowed")
 
 
+def test_own_keys_are_changed_within_a_keys_scopes(byok):
+    """All keys of an account pay with its provider keys: one cut down to some paths reads, and changes nothing."""
+    account = byok.caller["account"]
+    give(byok, "first")
+    narrow = byok.weir.key(account=account, tier="own", paths="/v1/embeddings")
+    for method, path, body in [
+        ("POST", "/weir/v1/keys", {"provider": "first", "key": provider_key()}),
+        ("POST", "/weir/v1/keys/first/check", b""),
+        ("DELETE", "/weir/v1/keys/first", b""),
+    ]:
+        answer = byok.weir.ask(method, path, body, narrow)
+        assert (answer.status, answer.json["error"]["code"]) == (403, "path_not_allowed"), (method, path)
+    for path in ("me", "models", "credits", "usage", "keys"):
+        assert byok.weir.get(f"/weir/v1/{path}", narrow).status == 200, path
+    assert byok.weir.get("/weir/v1/requests/nothing", narrow).status == 404
+    assert [entry["provider"] for entry in byok.weir.get("/weir/v1/keys", narrow).json["data"]] == ["first"]
+    # Without the rest, the path alone; with it, all of them.
+    exact = byok.weir.key(account=account, tier="own", paths="/weir/v1/keys")
+    assert give(byok, "second", caller=exact)[1].status == 201
+    assert byok.weir.ask("DELETE", "/weir/v1/keys/second", key=exact).status == 403
+    wide = byok.weir.key(account=account, tier="own", paths="/v1/embeddings,/weir/v1/keys*")
+    assert byok.weir.ask("DELETE", "/weir/v1/keys/second", key=wide).status == 200
+    # Scopes of other kinds leave these paths open.
+    models = byok.weir.key(account=account, tier="own", models="m")
+    assert byok.weir.ask("DELETE", "/weir/v1/keys/first", key=models).status == 200
+
+
 def test_a_key_of_another_providers_shape_is_refused(byok):
     """Which provider's it looks like is named; the key is not."""
     secret = provider_key("anthropic")
