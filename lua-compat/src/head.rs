@@ -152,13 +152,13 @@ impl Head {
         self.value("content-type").and_then(|value| value.get(..17)).is_some_and(|start| start.eq_ignore_ascii_case("text/event-stream"))
     }
 
-    /// What the caller presents.
+    /// What the caller presents. An `Authorization` of another scheme is for somebody on the way, and the other places are looked at.
     pub fn credential(&self) -> Option<&str> {
-        if let Some(value) = self.value("authorization") {
-            let (scheme, token) = value.split_once(' ')?;
-            return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim());
-        }
-        self.value("x-api-key").or_else(|| self.value("api-key"))
+        let bearer = || {
+            let (scheme, token) = self.value("authorization")?.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        };
+        bearer().or_else(|| self.value("x-api-key")).or_else(|| self.value("api-key"))
     }
 }
 
@@ -190,5 +190,17 @@ mod tests {
         let answer = Head::parse_answer(b"Content-Type: text/event-stream; charset=utf-8\n:model: m");
         assert!(answer.is_stream() && answer.model() == Some("m") && answer.path().is_empty());
         assert_eq!(Head::parse(b"").path(), "");
+    }
+
+    #[test]
+    fn a_credential_is_found_beside_an_authorization_that_is_no_bearer() {
+        for (text, expected) in [
+            (&b"/\nauthorization: Bearer wk_1\nx-api-key: wk_2"[..], Some("wk_1")),
+            (b"/\nauthorization: Basic dTpw\nx-api-key: wk_2", Some("wk_2")),
+            (b"/\nauthorization: Bearer\napi-key: wk_3", Some("wk_3")),
+            (b"/\nauthorization: Basic dTpw", None),
+        ] {
+            assert_eq!(Head::parse(text).credential(), expected);
+        }
     }
 }

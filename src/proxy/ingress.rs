@@ -162,13 +162,15 @@ impl Head {
     }
 }
 
-/// The credential a request presents, whichever of the three headers carries it.
+/// The credential a request presents, whichever of the three headers carries it. An `Authorization` of another scheme is for
+/// somebody on the way (a proxy in front that asks for `Basic`), and the other places are looked at.
 pub fn credential(headers: &HeaderMap) -> Option<&str> {
-    if let Some(value) = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok()) {
-        let (scheme, token) = value.split_once(' ')?;
-        return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim());
-    }
-    ["x-api-key", "api-key"].iter().find_map(|name| headers.get(*name)).and_then(|value| value.to_str().ok()).map(str::trim)
+    let bearer = || {
+        let (scheme, token) = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token)
+    };
+    let bare = || ["x-api-key", "api-key"].iter().find_map(|name| headers.get(*name)?.to_str().ok());
+    bearer().or_else(bare).map(str::trim)
 }
 
 /// Who calls. No lock, no database: a map in memory, or a signature that was verified before.
@@ -623,6 +625,22 @@ mod tests {
         check("x-api-key", "wk_1", Some("wk_1"));
         check("api-key", "wk_1", Some("wk_1"));
         check("x-other", "wk_1", None);
+    }
+
+    #[test]
+    fn an_authorization_that_is_no_bearer_is_passed_over() {
+        for other in ["Basic dXNlcjpwYXNz", "Bearer", "x"] {
+            for name in ["x-api-key", "api-key"] {
+                let mut headers = HeaderMap::new();
+                headers.insert("authorization", HeaderValue::from_static(other));
+                headers.insert(name, HeaderValue::from_static("wk_1"));
+                assert_eq!(credential(&headers), Some("wk_1"), "{other}, {name}");
+            }
+        }
+        let mut both = HeaderMap::new();
+        both.insert("x-api-key", HeaderValue::from_static("wk_2"));
+        both.insert("authorization", HeaderValue::from_static("Bearer wk_1"));
+        assert_eq!(credential(&both), Some("wk_1"));
     }
 
     #[test]
