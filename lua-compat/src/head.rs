@@ -142,6 +142,11 @@ impl Head {
         Some(&self.text[field.value.clone()]).filter(|value| !value.is_empty())
     }
 
+    /// The values of all headers of a name.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.fields.iter().filter(move |field| self.is_called(field, name)).map(|field| &self.text[field.value.clone()])
+    }
+
     /// What the client calls the request, where it can be sent back as it came.
     pub fn client_id(&self) -> Option<&str> {
         self.value("x-request-id").filter(|id| id.len() <= CLIENT_ID_BYTES_MAX && id.bytes().all(|byte| byte.is_ascii_graphic()))
@@ -185,6 +190,8 @@ mod tests {
         assert_eq!((head.path(), head.account(), head.tier(), head.observe), ("/v1/x", Some("acme"), None, true));
         assert_eq!(head.names().collect::<Vec<_>>(), ["x-power-level", "empty", "latin"]);
         assert_eq!(["x-power-level", "empty", "latin", "none"].map(|name| head.value(name)), [Some("best"), None, Some("caf\u{1a}"), None]);
+        let twice = Head::parse(b"/\nConnection: close, x-one\nx-one: 1\nconnection: x-two");
+        assert_eq!(twice.values("connection").collect::<Vec<_>>(), ["close, x-one", "x-two"]);
         let odd = Head::parse(b"/v1/models\xff/x?a\nx-request-id: caf\xe9");
         assert_eq!((odd.path(), odd.client_id()), ("/v1/models\u{1a}/x", None));
         let answer = Head::parse_answer(b"Content-Type: text/event-stream; charset=utf-8\n:model: m");

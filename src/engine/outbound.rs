@@ -94,9 +94,10 @@ pub fn crosses_down(name: &str) -> bool {
     !(is_denied_down(name) || DENIED_DOWN_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
 }
 
-/// Whether a `Connection` header's value says that this field goes no further than this hop (RFC 9110, 7.6.1).
-pub fn nominates(connection: &str, name: &str) -> bool {
-    connection.split(',').any(|nominated| nominated.trim().eq_ignore_ascii_case(name))
+/// Whether a `Connection` header's value says that this field goes no further than this hop (RFC 9110, 7.6.1). There may be
+/// several such headers, and bytes in one that are no text: what else it names holds all the same.
+pub fn nominates(connection: &[u8], name: &str) -> bool {
+    connection.split(|byte| *byte == b',').any(|nominated| nominated.trim_ascii().eq_ignore_ascii_case(name.as_bytes()))
 }
 
 /// Tokens of the prompt, without tokenizing: deliberately cautious (see [`tokens::estimate`]).
@@ -125,8 +126,9 @@ mod tests {
 
     #[test]
     fn nominated_fields_stay_here() {
-        assert!(nominates("close, X-Foo", "x-foo"));
-        assert!(!nominates("close, X-Foo", "x-bar"));
+        assert!(nominates(b"close, X-Foo", "x-foo"));
+        assert!(nominates(b"\xff, X-Foo", "x-foo"));
+        assert!(!nominates(b"close, X-Foo", "x-bar"));
     }
 
     #[test]

@@ -85,10 +85,10 @@ pub fn passing(upstream: &ResponseHeader) -> Parts {
 }
 
 fn copy(from: &HeaderMap, to: &mut HeaderMap, crosses: impl Fn(&str) -> bool) {
-    let connection = from.get(header::CONNECTION).and_then(|value| value.to_str().ok());
+    let connections = from.get_all(header::CONNECTION);
     for (name, value) in from {
         let text = name.as_str();
-        if crosses(text) && !connection.is_some_and(|connection| nominates(connection, text)) {
+        if crosses(text) && !connections.iter().any(|connection| nominates(connection.as_bytes(), text)) {
             // As many as came in, of which Pingora takes 256: far below the map's bound, beyond which the rest stays behind.
             let _ = to.try_append(name, value.clone());
         }
@@ -98,6 +98,7 @@ fn copy(from: &HeaderMap, to: &mut HeaderMap, crosses: impl Fn(&str) -> bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::provider::{Kind, spec};
 
     #[test]
     fn organisation_cookies_and_rate_limits_of_the_provider_are_dropped() {
@@ -110,5 +111,34 @@ mod tests {
         let to = passing(&upstream.into()).headers;
         assert_eq!(to.len(), 1);
         assert!(to.contains_key("openai-version"));
+    }
+
+    #[test]
+    fn what_any_connection_header_names_stays_here() {
+        let mut from = HeaderMap::new();
+        for value in [&b"close, X-One"[..], b"\xff, X-Two", b"keep-alive", b"x-three"] {
+            from.append(header::CONNECTION, HeaderValue::from_bytes(value).unwrap());
+        }
+        for name in ["x-one", "x-two", "x-three", "x-four"] {
+            from.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
+        }
+        let only_four =
+            |to: &HeaderMap| ["x-one", "x-two", "x-three", "x-four"].map(|name| to.contains_key(name)) == [false, false, false, true];
+        let (mut upstream, ()) = http::Response::new(()).into_parts();
+        upstream.headers = from.clone();
+        assert!(only_four(&passing(&upstream.into()).headers));
+        let (mut client, ()) = http::Request::new(()).into_parts();
+        client.headers = from;
+        let out = Outbound {
+            client: &client.into(),
+            spec: spec(Kind::OpenAi),
+            path: "/v1/chat/completions",
+            authority: "api.example.com",
+            key: None,
+            own_key: false,
+            length: 0,
+            request_id: "r",
+        };
+        assert!(only_four(&outbound(&out).unwrap().headers));
     }
 }

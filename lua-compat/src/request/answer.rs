@@ -47,10 +47,9 @@ impl Request {
         self.body = Bytes::new();
         let strips = self.current.as_ref().is_some_and(|current| current.watch.strip_usage)
             && self.answer.as_ref().is_some_and(|answer| answer.is_stream);
-        let nominated = head.value("connection");
-        let stays = |name: &&str| {
-            (!outbound::crosses_down(name) || nominated.is_some_and(|by| outbound::nominates(by, name))) && !FRAMING.contains(name)
-        };
+        let connections: Vec<&str> = head.values("connection").collect();
+        let nominated = |name: &str| connections.iter().any(|by| outbound::nominates(by.as_bytes(), name));
+        let stays = |name: &&str| (!outbound::crosses_down(name) || nominated(name)) && !FRAMING.contains(name);
         let mut packer = Packer::new(packed::HEAD, out);
         packer.text(|out| head.names().filter(stays).for_each(|name| packed::line(out, name)));
         packer.text(|out| self.write_told(out));

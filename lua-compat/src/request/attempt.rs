@@ -187,12 +187,10 @@ impl Request {
 
     /// The client's headers that stay here, and whatever another attempt may have set.
     fn write_removed(&self, current: &Current, out: &mut String) {
-        let nominated = self.head.value("connection");
-        let stays = |name: &&str| {
-            !is_key(name)
-                && !FRAMING.contains(name)
-                && (!outbound::crosses_up(name, current.own_key) || nominated.is_some_and(|by| outbound::nominates(by, name)))
-        };
+        let connections: Vec<&str> = self.head.values("connection").collect();
+        let nominated = |name: &str| connections.iter().any(|by| outbound::nominates(by.as_bytes(), name));
+        let stays =
+            |name: &&str| !is_key(name) && !FRAMING.contains(name) && (!outbound::crosses_up(name, current.own_key) || nominated(name));
         out.push_str(KEYS);
         self.head.names().filter(stays).for_each(|name| packed::line(out, name));
     }
