@@ -1,6 +1,7 @@
 //! Floor 4: where the parts are put together, once.
 
 use crate::admin::Admin;
+use crate::auth::jwks::FETCH_INTERVAL_MS;
 use crate::auth::jwt::Jwt;
 use crate::cli::Failure;
 use crate::config::load::{Files, Fingerprint};
@@ -297,7 +298,7 @@ pub fn problems(problems: Vec<Problem>) -> Failure {
     Failure::Failed(problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))
 }
 
-/// What goes on beside the requests: hot files, SIGHUP, exports, retention, probes, admissions that nobody settles.
+/// What goes on beside the requests: hot files, SIGHUP, exports, retention, probes, an issuer's keys, admissions that nobody settles.
 struct Keeper {
     gateway: Arc<Gateway>,
     admissions: Option<Arc<Admissions>>,
@@ -309,6 +310,9 @@ impl BackgroundService for Keeper {
         let gateway = self.gateway.clone();
         crate::export::start_with(&gateway.store, &gateway.settings, &gateway.exports, |reference| resolve(&gateway, reference));
         tokio::spawn(crate::proxy::probe::run(gateway.clone()));
+        if let Some(jwt) = &gateway.jwt {
+            tokio::spawn(keep_keys(jwt.clone()));
+        }
         if let Some(admissions) = &self.admissions {
             tokio::spawn(admissions.clone().sweep());
         }
@@ -325,6 +329,15 @@ impl BackgroundService for Keeper {
             // Problems are logged and counted where they are found.
             let _ = tokio::task::spawn_blocking(move || gateway.reload_for(when, Actor { who, from: "local" })).await;
         }
+    }
+}
+
+/// Keeps an issuer's keys up to date, for ever.
+async fn keep_keys(jwt: Arc<Jwt>) {
+    let mut watch = tokio::time::interval(Duration::from_millis(FETCH_INTERVAL_MS));
+    loop {
+        watch.tick().await;
+        jwt.renew_due(clock::now_ms()).await;
     }
 }
 

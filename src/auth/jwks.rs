@@ -1,5 +1,5 @@
-//! An issuer's published keys: fetched when first needed, again before they are old, never twice at the same time, and kept
-//! when the issuer is down.
+//! An issuer's published keys: fetched when first needed, by the clock again before they are old, never twice at the same time,
+//! and kept when the issuer is down.
 
 use crate::store::outbound::{Clients, Reach, body};
 use arc_swap::ArcSwapOption;
@@ -35,7 +35,7 @@ pub struct Key {
 pub struct KeySet {
     /// The keys.
     pub keys: Vec<Key>,
-    /// From then on it is fetched again, on the side.
+    /// From then on it is fetched again, beside the requests.
     renew_ms: u64,
     /// From then on a token waits for the fetch.
     old_ms: u64,
@@ -115,7 +115,7 @@ impl Jwks {
 }
 
 impl KeySet {
-    /// It should be fetched again, on the side.
+    /// It should be fetched again, beside the requests.
     pub fn wants_renewal(&self, now_ms: u64) -> bool {
         now_ms >= self.renew_ms
     }

@@ -1,9 +1,10 @@
-//! JWTs: a token of a trusted issuer stands for a caller. Verified once, then remembered by its hash until it expires, so
-//! that a request costs a hash and a look-up.
+//! JWTs: a token of a trusted issuer stands for a caller. Verified once, then remembered by its hash until it expires or the
+//! issuer's keys change, so that a request costs a hash and a look-up. The keys are renewed by the clock ([`Jwt::renew_due`]), for
+//! a remembered token does not look at them.
 //!
 //! Every claim is checked here rather than by the library, for the clock is passed in.
 
-use super::jwks::{Jwks, KeySet, Renewed};
+use super::jwks::{FETCH_INTERVAL_MS, Jwks, KeySet, Renewed};
 use crate::config::weir_toml;
 use crate::engine::refusal::Refusal;
 use crate::store::callers::CallerKey;
@@ -75,7 +76,7 @@ impl From<NotAccepted> for Refusal {
     fn from(why: NotAccepted) -> Refusal {
         match why {
             // Not the caller's fault, and it passes.
-            NotAccepted::NoKeys => Refusal::Overloaded { retry_after_ms: super::jwks::FETCH_INTERVAL_MS },
+            NotAccepted::NoKeys => Refusal::Overloaded { retry_after_ms: FETCH_INTERVAL_MS },
             why => Refusal::BadToken(why.text()),
         }
     }
@@ -154,16 +155,17 @@ impl Jwt {
         if let Some(caller) = self.inner.verified.pin().get(&hash) {
             return if now_ms < caller.expires_ms { Ok(caller.clone()) } else { Err(NotAccepted::Expired) };
         }
-        let claims = match &self.inner.keys {
-            Keys::Shared(key) => with_secret(token, key)?,
-            Keys::Published(jwks) => self.with_published(token, jwks, now_ms).await?,
+        let (claims, keys) = match &self.inner.keys {
+            Keys::Shared(key) => (with_secret(token, key)?, None),
+            Keys::Published(jwks) => self.with_published(token, jwks, now_ms).await.map(|(claims, keys)| (claims, Some(keys)))?,
         };
         let caller = Arc::new(self.inner.caller(&claims, now_ms)?);
-        self.inner.remember(hash, caller.clone(), now_ms);
+        self.inner.remember(hash, caller.clone(), keys.as_ref(), now_ms);
         Ok(caller)
     }
 
-    async fn with_published(&self, token: &str, jwks: &Jwks, now_ms: u64) -> Result<Map<String, Value>, NotAccepted> {
+    /// The claims, and the keys they were verified with.
+    async fn with_published(&self, token: &str, jwks: &Jwks, now_ms: u64) -> Result<(Map<String, Value>, Arc<KeySet>), NotAccepted> {
         let header = decode_header(token).map_err(|_| NotAccepted::Malformed)?;
         if !matches!(header.alg, Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA) {
             return Err(NotAccepted::Algorithm);
@@ -174,22 +176,20 @@ impl Jwt {
         if unknown || keys.as_ref().is_some_and(|keys| keys.is_old(now_ms)) {
             self.renew(jwks, keys.as_ref(), now_ms).await;
             keys = jwks.current();
-        } else if keys.as_ref().is_some_and(|keys| keys.wants_renewal(now_ms)) {
-            self.renew_aside(keys.clone(), now_ms);
         }
         let keys = keys.ok_or(NotAccepted::NoKeys)?;
-        let mut candidates = keys.candidates(id, header.alg).take(TRIED_MAX);
-        candidates.find_map(|key| signed(token, &key.key, key.algorithm).ok()).ok_or(NotAccepted::Signature)
+        let verified = keys.candidates(id, header.alg).take(TRIED_MAX).find_map(|key| signed(token, &key.key, key.algorithm).ok());
+        Ok((verified.ok_or(NotAccepted::Signature)?, keys))
     }
 
-    /// Renews while requests go on with what there is.
-    fn renew_aside(&self, seen: Option<Arc<KeySet>>, now_ms: u64) {
-        let own = self.clone();
-        tokio::spawn(async move {
-            if let Keys::Published(jwks) = &own.inner.keys {
-                own.renew(jwks, seen.as_ref(), now_ms).await;
-            }
-        });
+    /// Fetches the issuer's keys again when it is time, and forgets what was verified if they changed; requests go on with what
+    /// there is meanwhile. Call it every [`FETCH_INTERVAL_MS`], whether there are requests or not. Cancel-safe.
+    pub async fn renew_due(&self, now_ms: u64) {
+        if let Keys::Published(jwks) = &self.inner.keys
+            && let Some(keys) = jwks.current().filter(|keys| keys.wants_renewal(now_ms))
+        {
+            self.renew(jwks, Some(&keys), now_ms).await;
+        }
     }
 
     async fn renew(&self, jwks: &Jwks, seen: Option<&Arc<KeySet>>, now_ms: u64) {
@@ -201,7 +201,8 @@ impl Jwt {
 }
 
 impl Inner {
-    fn remember(&self, hash: [u8; 32], caller: Arc<CallerKey>, now_ms: u64) {
+    /// Remembers whom a token stands for that was verified with `keys` (`None`: the secret).
+    fn remember(&self, hash: [u8; 32], caller: Arc<CallerKey>, keys: Option<&Arc<KeySet>>, now_ms: u64) {
         let map = self.verified.pin();
         if map.len() >= REMEMBERED_MAX {
             map.retain(|_, caller| now_ms < caller.expires_ms);
@@ -210,6 +211,12 @@ impl Inner {
             }
         }
         map.insert(hash, caller);
+        // Keys that changed meanwhile may have been forgotten before this came in; those that change from here on take it with them.
+        if let (Keys::Published(jwks), Some(keys)) = (&self.keys, keys)
+            && jwks.current().is_none_or(|current| !Arc::ptr_eq(&current, keys))
+        {
+            map.remove(&hash);
+        }
     }
 
     /// What the claims of a verified token say, if they are for us and now.

@@ -237,7 +237,7 @@ async fn an_unknown_key_is_fetched_once_an_interval_and_a_withdrawn_one_stops() 
         assert_eq!(jwt.verify(&new.sign(&claims()), NOW + 1).await.unwrap_err(), NotAccepted::Signature);
     }
     assert_eq!(issuer.fetches(), 1);
-    let later = NOW + super::super::jwks::FETCH_INTERVAL_MS;
+    let later = NOW + FETCH_INTERVAL_MS;
     jwt.verify(&new.sign(&claims()), later).await.unwrap();
     assert_eq!(issuer.fetches(), 2);
     // The token that was remembered under the old key is looked at again.
@@ -288,14 +288,45 @@ async fn keys_are_renewed_ahead_of_time() {
     jwt.verify(&pair.sign(&claims()), NOW).await.unwrap();
     let Keys::Published(jwks) = &jwt.inner.keys else { unreachable!() };
     let before = jwks.current().unwrap();
-    // Within the last fifth of the hour the issuer gave: the token does not wait, the fetch goes on beside it.
+    // Within the last fifth of the hour the issuer gave: no token waits, and none asks.
     let late = NOW + 50 * 60_000;
     assert!(before.wants_renewal(late) && !before.is_old(late));
     jwt.verify(&pair.sign(&with("exp", json!(late / 1000 + 1))), late).await.unwrap();
-    while Arc::ptr_eq(&before, &jwks.current().unwrap()) {
-        tokio::task::yield_now().await;
-    }
+    jwt.renew_due(late - 5 * 60_000).await;
+    assert_eq!(issuer.fetches(), 1);
+    jwt.renew_due(late).await;
     assert!(!jwks.current().unwrap().wants_renewal(late));
+    assert_eq!(issuer.fetches(), 2);
+}
+
+#[tokio::test]
+async fn a_withdrawn_key_ends_with_the_renewal_though_its_tokens_are_remembered() {
+    let (old, new) = (Pair::ed("old"), Pair::ed("new"));
+    let issuer = Issuer::new(&[&old, &new]).await;
+    let jwt = issuer.jwt();
+    let token = |pair: &Pair| pair.sign(&with("exp", json!(NOW / 1000 + 30 * 86_400)));
+    let (withdrawn, kept) = (token(&old), token(&new));
+    let caller = jwt.verify(&withdrawn, NOW).await.unwrap();
+    jwt.verify(&kept, NOW).await.unwrap();
+    let Keys::Published(jwks) = &jwt.inner.keys else { unreachable!() };
+    let before = jwks.current().unwrap();
+    issuer.publish(&[&new]);
+    let hour = NOW + 3_600_000;
+    // An issuer that is down changes nothing.
+    let published = issuer.body.lock().unwrap().take();
+    jwt.renew_due(hour).await;
+    *issuer.body.lock().unwrap() = published;
+    // What is remembered waits for nobody, and the issuer is not asked.
+    assert!(Arc::ptr_eq(&caller, &jwt.verify(&withdrawn, hour).await.unwrap()));
+    assert_eq!(issuer.fetches(), 2);
+    let later = hour + FETCH_INTERVAL_MS;
+    jwt.renew_due(later).await;
+    assert_eq!(issuer.fetches(), 3);
+    // One that was verified with the old keys while the new ones came.
+    jwt.inner.remember(Sha256::digest(withdrawn.as_bytes()).into(), caller, Some(&before), later);
+    assert_eq!(jwt.verify(&withdrawn, later).await.unwrap_err(), NotAccepted::Signature);
+    jwt.verify(&kept, later).await.unwrap();
+    assert_eq!(issuer.fetches(), 3);
 }
 
 /// The shape of a Keycloak access token (realm export defaults: `aud` a list, roles in `realm_access`, `azp`, `typ`).
