@@ -40,7 +40,7 @@ fn model(model: &Model, now_ms: u64) -> Value {
             document["weight"] = json!(each.weight);
             document["price"] = match &each.price {
                 // USD for a million tokens, three parts input and one part output.
-                TargetPrice::Priced(price) if price.has_no_blend() => json!("unknown"),
+                TargetPrice::Priced(price) if price.is_only_reported() => json!("unknown"),
                 TargetPrice::Priced(price) => json!(price.blended_per_1m().to_string()),
                 TargetPrice::Free => json!("free"),
                 TargetPrice::Unpriced => json!("unpriced"),

@@ -153,20 +153,6 @@ pub fn survey(file: &str, text: &str) -> (Settings, Vec<Problem>) {
     (settings, reading.into_problems())
 }
 
-/// Reads the file at `path`.
-///
-/// Errors: that it cannot be read, or every problem in it.
-pub fn load(path: &Path) -> Result<Settings, Vec<Problem>> {
-    let file = path.to_string_lossy();
-    match std::fs::read_to_string(path) {
-        Ok(text) => parse(&file, &text),
-        Err(why) => {
-            let what = format!("cannot be read: {why}; name another file with --config, or begin with the shipped conf/weir.toml");
-            Err(vec![Problem { file: file.into_owned(), line: 1, key: String::new(), what }])
-        }
-    }
-}
-
 fn read<'a>(root: &mut Table<'a>, file: &Path) -> Settings {
     let folder = file.parent().unwrap_or(Path::new("")).to_owned();
     let listen = listen::read(root, &folder);

@@ -293,7 +293,7 @@ pub struct Level {
     /// The charge is cost times this.
     pub cost_multiplier: Factor,
     /// Pico-dollars per million tokens, blended (3 parts input, 1 part output), at most. A target whose price by the token is unknown
-    /// is outside: one without a price, and one that has no rate for tokens and yet is not free.
+    /// is outside: one without a price, and one that only the provider tells.
     pub max_cost_per_1m: Option<super::money::Usd>,
     /// Measured median time to first event at most.
     pub max_latency: Option<Duration>,

@@ -15,11 +15,11 @@ pub fn find<'a>(catalog: &'a Catalog, name: &str) -> Option<&'a Arc<Level>> {
     catalog.levels.get(name)
 }
 
-/// A target's price per million tokens, three parts input and one part output. `None`: unknown, be it that there is no price or that
-/// it has no rate for tokens and yet is not free (only `reported`, or rates by the image, hour, request or search alone).
+/// A target's price per million tokens, three parts input and one part output; nothing where all is paid by the piece. `None`: unknown,
+/// be it that there is no price or that only the provider tells what a request costs.
 pub fn blended_per_1m(price: &TargetPrice) -> Option<Usd> {
     match price {
-        TargetPrice::Priced(price) if price.has_no_blend() => None,
+        TargetPrice::Priced(price) if price.is_only_reported() => None,
         TargetPrice::Priced(price) => Some(price.blended_per_1m()),
         TargetPrice::Free => Some(Usd(0)),
         TargetPrice::Unpriced => None,
@@ -106,11 +106,10 @@ mod tests {
             assert_eq!(blended.map(|cost| cost.to_string()).as_deref(), expected, "{basis:?} {written:?} {flex:?}");
         };
         check(Basis::Reported, &[], &[], None);
-        check(Basis::Reported, &[(Images, "0")], &[], None);
+        check(Basis::Reported, &[], &[(Input, "1")], Some("0"));
         for unit in [Images, Milliseconds, Requests, WebSearches] {
-            check(Basis::Table, &[(unit, "0.01")], &[], None);
+            check(Basis::Table, &[(unit, "0.01")], &[], Some("0"));
         }
-        check(Basis::Table, &[(Requests, "0")], &[(Requests, "0.01")], None);
         check(Basis::Reported, &[(Input, "1"), (Output, "5")], &[], Some("2"));
         check(Basis::Reported, &[(Input, "0")], &[], Some("0"));
         check(Basis::Table, &[(Input, "4"), (Images, "0.04")], &[], Some("3"));

@@ -235,12 +235,9 @@ impl Price {
         })
     }
 
-    /// Whether [`Price::blended_per_1m`] tells nothing: there is a base rate neither for input nor for output tokens, and yet a request
-    /// can cost something, be it the provider's own figure or images, seconds, requests and searches.
-    pub fn has_no_blend(&self) -> bool {
-        let rated = |bucket| self.base.rates.of(bucket).is_some();
-        let costs = |bucket| self.each(bucket).is_some_and(|rate| rate > Usd::ZERO);
-        !rated(Bucket::Input) && !rated(Bucket::Output) && (self.reported || Bucket::ALL.into_iter().any(costs))
+    /// Whether there is nothing but the provider's own figure, so that [`Price::blended_per_1m`] tells nothing.
+    pub fn is_only_reported(&self) -> bool {
+        self.reported && self.rates_up_to(u64::MAX).all(Rates::is_empty)
     }
 }
 

@@ -33,7 +33,6 @@ pub(super) static SPEC: Spec = Spec {
     familiar_key: familiar,
     check: CheckRow { at: At::Azure("/models"), read_ok: valid, answers_anyone: false },
     probe: ProbeRow { at: At::Azure("/models"), with_key: true },
-    // They name the resource's region and deployment; unchecked.
 };
 
 fn familiar(key: &str) -> bool {

@@ -46,7 +46,7 @@ pub struct Considered {
     pub median_ms: Option<u64>,
     /// Requests in flight.
     pub in_flight: u32,
-    /// USD per million tokens, blended; `unknown` when its price has no rate for tokens, `unpriced` without a price.
+    /// USD per million tokens, blended; `unknown` when only the provider tells it, `unpriced` without a price.
     pub price_per_1m: String,
     /// Its place in the order, from 1.
     pub order: Option<u32>,
