@@ -12,7 +12,7 @@ use crate::engine::money::Credits;
 use crate::store::follow::Mirror;
 use crate::store::ledger::Row;
 use crate::store::ledger::rollup::{self, Ahead};
-use crate::store::ledger::store_rows::Charges;
+use crate::store::ledger::store_rows::{Charged, Charges};
 use crate::store::{self, Store, Topic};
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
@@ -102,7 +102,7 @@ pub fn grant(tx: &Transaction<'_>, account: &str, amount: Credits, note: &str, n
 }
 
 /// Books charges of rows that are being rolled up.
-pub(crate) fn charge(tx: &Transaction<'_>, charges: &Charges) -> store::Result<()> {
+pub(crate) fn charge(tx: &Transaction<'_>, charges: &[(&str, Charged)]) -> store::Result<()> {
     // What is larger than 64 bits would become a floating-point number, which no integer is read from again.
     let mut balance = tx.prepare_cached(
         "INSERT INTO accounts (id, charged) VALUES (?1, ?2)

@@ -11,7 +11,7 @@
 //! ledger by whoever asks, or known here ([`Ahead`]) where an account is looked at, so no answer lacks any; and whichever process rolls
 //! next finds them there, after a crash in the midst of it as well.
 
-use super::store_rows::{self, Charges, ROW_COLUMNS, cost_of, integer, read_row};
+use super::store_rows::{self, Charged, ROW_COLUMNS, cost_of, integer, read_row};
 use super::{End, Row};
 use crate::engine::budget::MonthIndex;
 use crate::engine::usage::Bucket;
@@ -430,7 +430,8 @@ fn step(store: &Store, ahead: &mut Ahead) -> store::Result<Step> {
 
 fn add(tx: &Transaction<'_>, cells: &[(Owned, Box<Cell>)]) -> store::Result<()> {
     let mut everyone: BTreeMap<&Common, Sums> = BTreeMap::new();
-    let mut charges = Charges::default();
+    // In the order of the accounts' table, as the cells are. On the border of two days an account may come twice.
+    let mut charges: Vec<(&str, Charged)> = Vec::with_capacity(cells.len());
     let mut statement = tx.prepare_cached(&ADD)?;
     let mut upsert = |(day, texts): Place<'_>, sums: &Sums| {
         statement.raw_bind_parameter(1, day)?;
@@ -446,7 +447,14 @@ fn add(tx: &Transaction<'_>, cells: &[(Owned, Box<Cell>)]) -> store::Result<()> 
         let (account, _, common) = of;
         upsert(place_of(of), &cell.sums)?;
         add_sums(everyone.entry(common).or_insert([0; ROLLUP_SUMS.len()]), &cell.sums);
-        store_rows::add_charge(&mut charges, account, calendar::month_of_day(common.0), cell.sums[CHARGE], cell.from_balance);
+        if cell.sums[CHARGE] != 0 {
+            if charges.last().is_none_or(|(last, _)| *last != &**account) {
+                charges.push((account, Charged::default()));
+            }
+            if let Some((_, charged)) = charges.last_mut() {
+                charged.add(calendar::month_of_day(common.0), cell.sums[CHARGE], cell.from_balance);
+            }
+        }
     }
     let nobody: Arc<str> = Arc::from("");
     for (common, sums) in everyone {

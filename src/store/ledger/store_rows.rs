@@ -7,7 +7,8 @@ use crate::engine::money::{Credits, Usd};
 use crate::engine::usage::{Bucket, Usage};
 use crate::store::{self, Store, Topic};
 use rusqlite::{CachedStatement, OptionalExtension, Transaction, params};
-use std::collections::BTreeMap;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 use std::fs::File;
 use std::sync::{Arc, LazyLock};
 
@@ -139,8 +140,8 @@ pub(super) struct Stored {
     pub(super) charges: Charges,
 }
 
-/// Charges by account, in the order of the accounts' table.
-pub(crate) type Charges = BTreeMap<Arc<str>, Charged>;
+/// Charges by account.
+pub(crate) type Charges = FxHashMap<Arc<str>, Charged>;
 
 /// What one account was charged by a batch of rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -148,7 +149,18 @@ pub(crate) struct Charged {
     /// Taken from its balance, nano-credits.
     pub(crate) from_balance: i64,
     /// By month the requests began in, nano-credits, budget or not.
-    pub(crate) months: Vec<(MonthIndex, i64)>,
+    pub(crate) months: SmallVec<[(MonthIndex, i64); 1]>,
+}
+
+impl Charged {
+    /// Adds what some rows of one month were charged.
+    pub(super) fn add(&mut self, month: MonthIndex, charge: i64, from_balance: i64) {
+        self.from_balance = self.from_balance.saturating_add(from_balance);
+        match self.months.iter_mut().find(|(at, _)| *at == month) {
+            Some((_, sum)) => *sum = sum.saturating_add(charge),
+            None => self.months.push((month, charge)),
+        }
+    }
 }
 
 /// Stores the rows that the database does not have, with everything that follows from them but the roll-ups. `tell`: note the charged
@@ -174,7 +186,10 @@ pub(super) fn store(tx: &Transaction<'_>, rows: &[Pending], sinks: &[Sink], tell
             }
         }
         let Row { facts, outcome } = &pending.row;
-        add_charge(&mut stored.charges, &facts.account, MonthIndex::of_ms(facts.started_ms), outcome.charge.0, from_balance(&pending.row));
+        if outcome.charge != Credits::ZERO {
+            let charged = stored.charges.entry(facts.account.clone()).or_default();
+            charged.add(MonthIndex::of_ms(facts.started_ms), outcome.charge.0, from_balance(&pending.row));
+        }
     }
     if tell {
         for account in stored.charges.keys() {
@@ -261,19 +276,6 @@ impl<'tx> Insertion<'tx> {
 /// What of a row's charge was taken from the account's balance, nano-credits.
 pub(super) fn from_balance(row: &Row) -> i64 {
     if row.facts.reserved.is_some() { row.outcome.charge.0 } else { 0 }
-}
-
-/// Adds what some rows of one month were charged; nothing where they cost nothing.
-pub(super) fn add_charge(charges: &mut Charges, account: &Arc<str>, month: MonthIndex, charge: i64, from_balance: i64) {
-    if charge == 0 {
-        return;
-    }
-    let charged = charges.entry(account.clone()).or_default();
-    charged.from_balance = charged.from_balance.saturating_add(from_balance);
-    match charged.months.iter_mut().find(|(at, _)| *at == month) {
-        Some((_, sum)) => *sum = sum.saturating_add(charge),
-        None => charged.months.push((month, charge)),
-    }
 }
 
 /// Reads a row from a query whose columns from `first` on are [`ROW_COLUMNS`].
