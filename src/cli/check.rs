@@ -111,6 +111,10 @@ mod tests {
         check(&[], &["weir.toml:1: cannot be read: "]);
         check(&[("weir.toml", ""), ("prices.toml", WRONG_PRICES)], &["routing.toml:1: cannot be read: ", "prices.toml:2: "]);
         check(&[("weir.toml", ""), ("routing.toml", WRONG_ROUTING)], &["prices.toml:1: cannot be read: ", "routing.toml:2: "]);
+        // Nor is it told of each model that it has no price.
+        let priced = "[provider.p]\nkind = \"openai\"\nkey = \"env:KEY\"\n[model.m]\ntargets = [{ provider = \"p\" }]\n";
+        check(&[("weir.toml", ""), ("routing.toml", priced)], &["prices.toml:1: cannot be read: "]);
+        check(&[("weir.toml", ""), ("routing.toml", priced), ("prices.toml", "")], &["routing.toml:5: model.m.targets"]);
     }
 
     #[test]

@@ -69,9 +69,12 @@ impl Files {
     pub fn survey(&self, seen: &mut Fingerprint) -> (Catalog, Vec<Problem>) {
         let mut problems = Vec::new();
         let routing = read(&self.routing, &mut problems).unwrap_or_default();
-        let prices = read(&self.prices, &mut problems).unwrap_or_default();
-        let prices = self.read_prices(prices, &mut problems);
-        let (mut catalog, found) = super::routing::parse(&self.routing.to_string_lossy(), &routing, &prices);
+        let written = read(&self.prices, &mut problems);
+        let is_priced = written.is_some();
+        let prices = self.read_prices(written.unwrap_or_default(), &mut problems);
+        let (mut catalog, mut found) = super::routing::parse(&self.routing.to_string_lossy(), &routing, &prices);
+        // Prices that nobody could read are not missing.
+        found.retain(|problem| is_priced || !problem.what.starts_with(super::routing::NO_PRICE));
         problems.extend(found);
         seen.policy = None;
         if let Some(policy) = catalog.lua_policy.as_mut().map(Arc::make_mut) {

@@ -5,6 +5,7 @@
 
 mod levels;
 mod models;
+pub(super) use models::NO_PRICE;
 mod providers;
 mod tiers;
 

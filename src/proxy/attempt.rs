@@ -68,6 +68,8 @@ pub struct Streaming {
     pub meter: StreamMeter,
     /// What the client gets first.
     pub first: Vec<Bytes>,
+    /// Its room, until it is written, where it was to be a whole answer.
+    pub share: Option<Share>,
 }
 
 /// A whole answer, read to its end.
@@ -83,7 +85,7 @@ pub struct Whole {
     /// Text to count where the provider said nothing.
     pub text: TextCounter,
     /// Its room, until it is written.
-    pub _share: Share,
+    pub share: Share,
 }
 
 /// A target that did not answer.
@@ -245,7 +247,7 @@ async fn exchange(upstreams: &Arc<Upstreams>, mut connected: Connected, sending:
     if is_event_stream(upstream) {
         first_event(connected, header, &reading, limit).await
     } else if is_opaque(upstream) {
-        Ok(Committed::Opaque(boxed(|| Streaming { connected, header, meter: StreamMeter::of_body(watch), first: Vec::new() })))
+        Ok(Committed::Opaque(boxed(|| Streaming { connected, header, meter: StreamMeter::of_body(watch), first: Vec::new(), share: None })))
     } else {
         whole(upstreams, connected, header, &reading, held).await
     }
@@ -344,7 +346,7 @@ async fn first_event(mut connected: Connected, header: Parts, reading: &Reading,
                     Failed { what: What::ErrorFirstEvent, answer: Some(Answer { header, body: Bytes::new(), error: error.clone() }) };
                 return Err(Box::new(failed));
             }
-            return Ok(Committed::Stream(boxed(|| Streaming { connected, header, meter, first })));
+            return Ok(Committed::Stream(boxed(|| Streaming { connected, header, meter, first, share: None })));
         }
     }
 }
@@ -368,7 +370,7 @@ async fn whole(
                 if length > WHOLE_ANSWER_BYTES_MAX || share.grow_to(length as u64).is_err() {
                     let (mut meter, mut first) = (StreamMeter::of_body(reading.watch), Vec::new());
                     chunks.into_iter().for_each(|chunk| meter.feed(chunk, &mut first));
-                    return Ok(Committed::Opaque(boxed(|| Streaming { connected, header, meter, first })));
+                    return Ok(Committed::Opaque(boxed(|| Streaming { connected, header, meter, first, share: Some(share) })));
                 }
             }
             Ok(None) => break,
@@ -381,7 +383,7 @@ async fn whole(
         Ok((Tally { error: Some(error), ref usage, .. }, _)) if usage.is_zero() => {
             Failed { what: What::ErrorFirstEvent, answer: Some(Answer { header, body, error }) }
         }
-        Ok((tally, text)) => return Ok(Committed::Whole(boxed(|| Whole { connected, header, body, tally, text, _share: share }))),
+        Ok((tally, text)) => return Ok(Committed::Whole(boxed(|| Whole { connected, header, body, tally, text, share }))),
         Err(()) => Failed::new(What::EmptyOrNotJson),
     };
     upstreams.release(connected).await;

@@ -251,7 +251,7 @@ impl Blame<'_> {
     /// The provider did all that was wanted of it.
     pub fn nobody(&mut self) {
         if !std::mem::replace(&mut self.is_told, true) {
-            self.attempt.succeeded(clock::now_ms(), &self.retry);
+            self.attempt.came_to_its_end();
             self.gateway.metrics.attempt_ok(&self.series);
         }
     }
@@ -293,7 +293,7 @@ impl Answering<'_> {
 
     /// The account first, then the answer: its cost is a header, and its row must be there before its end is seen.
     async fn whole(mut self: Box<Self>, session: &mut ServerSession, whole: Whole, settlement: Settlement) -> bool {
-        let Whole { connected, mut header, body, tally, text, _share } = whole;
+        let Whole { connected, mut header, body, tally, text, share: _held } = whole;
         self.blame.nobody();
         let settled = settlement.settle(Ending::Complete, Exchanged { tally, text }).await;
         drop(self.in_flight);

@@ -17,7 +17,6 @@ use crate::engine::money::{Credits, Factor, Usd};
 use crate::engine::outbound;
 use crate::engine::peek::{self, Peek};
 use crate::engine::policy::ByokWish;
-use crate::engine::provider::spec;
 use crate::engine::refusal::{RateLimit, Refusal};
 use crate::engine::route::{self, Ask, Caller as RouteCaller, Draw, Payer, Plan};
 use crate::engine::usage::Bucket;
@@ -39,8 +38,9 @@ pub const AFFORDABLE_OUTPUT_TOKENS_MIN: u64 = 16;
 const CLIENT_ID_BYTES_MAX: usize = 128;
 /// When to come again while the process is full: requests end by the second.
 const RETRY_MS: u64 = 1_000;
-/// Bytes a second of uploaded audio has at the least, for the most it can cost: speech at 32 kbit/s.
-const AUDIO_BYTES_PER_SECOND_MIN: u64 = 4_000;
+/// Bytes that a second of uploaded speech has, for what it costs at the most (32 kbit/s, little for MP3 or Opus) and at the least
+/// (16,000 samples of 16 bits, as plain WAV files have). What lies between is set aside as far as there is a balance.
+const AUDIO_BYTES_PER_SECOND: [u64; 2] = [4_000, 32_000];
 /// What a query may not carry: credentials end up in every log on the way.
 const CREDENTIAL_PARAMETERS: &[&str] = &["access_token", "api-key", "api_key", "apikey", "authorization", "key", "token"];
 
@@ -143,7 +143,7 @@ impl Wanted {
             // Of another name nobody knows what it is: people paste keys into the wrong field.
             model: if route::is_known(catalog, model) { model.into() } else { Box::default() },
             level: route::asked_level(catalog, model, text("x-power-level")).map(|level| level.name.clone()),
-            idempotency_key: text("idempotency-key").map(Into::into),
+            idempotency_key: text("idempotency-key").filter(|key| key.len() <= idempotency::KEY_BYTES_MAX).map(Into::into),
         }
     }
 }
@@ -355,6 +355,7 @@ pub fn open_account(gateway: &Arc<Gateway>, catalog: &Catalog, opening: &Opening
         reservation: reserved.reservation,
         limits,
         prompt_tokens,
+        images: images_asked(head.endpoint, peek),
         tariff,
         endpoint: head.endpoint,
         started: head.started,
@@ -481,6 +482,11 @@ fn tariff(gateway: &Gateway, caller: &Caller, plan: &Plan) -> Tariff {
     }
 }
 
+/// Pictures that a request asks for.
+fn images_asked(endpoint: Endpoint, peek: &Peek) -> u64 {
+    if endpoint == Endpoint::Images { peek.choices.max(1) } else { 0 }
+}
+
 /// What a reservation is made from.
 struct Priced<'a> {
     plan: &'a Plan,
@@ -493,29 +499,32 @@ struct Priced<'a> {
 }
 
 impl Priced<'_> {
-    /// The most that so many output tokens can cost at an attempt's target, with what is paid by the image and the hour.
-    fn most(&self, attempt: &route::Attempt, output_tokens: u64) -> Credits {
+    /// The most that so many output tokens can cost at the dearest target, with the images and the speech, which is as long as it is
+    /// at so many bytes a second.
+    fn most(&self, output_tokens: u64, audio_bytes_per_second: u64) -> Credits {
+        self.plan.upcoming().map(|attempt| self.most_at(attempt, output_tokens, audio_bytes_per_second)).max().unwrap_or_default()
+    }
+
+    fn most_at(&self, attempt: &route::Attempt, output_tokens: u64, audio_bytes_per_second: u64) -> Credits {
         let price = match (&attempt.payer, &attempt.target.price) {
             (Payer::Own(_), _) => return self.tariff.byok_fee,
             (Payer::Platform, TargetPrice::Priced(price)) => price,
             (Payer::Platform, TargetPrice::Free | TargetPrice::Unpriced) => return Credits(0),
         };
-        let images = if self.endpoint == Endpoint::Images { self.peek.choices } else { 0 };
-        let milliseconds = self.peek.file_bytes.saturating_mul(1_000).div_ceil(AUDIO_BYTES_PER_SECOND_MIN);
-        let units = price.most_of(Bucket::Images, images).0.saturating_add(price.most_of(Bucket::Milliseconds, milliseconds).0);
+        let milliseconds = self.peek.file_bytes.saturating_mul(1_000).div_ceil(audio_bytes_per_second);
+        let units = price
+            .most_of(Bucket::Images, images_asked(self.endpoint, self.peek))
+            .0
+            .saturating_add(price.most_of(Bucket::Milliseconds, milliseconds).0);
         let most = self.tariff.charge(Usd(price.most(self.prompt_tokens, output_tokens).0.saturating_add(units)), false);
         // What only the provider can say, or next to nothing, takes at least a balance that is not used up.
         let is_free = !price.may_cost() || self.tariff.multiplier == Factor::ZERO;
         if is_free { most } else { most.max(Credits(1)) }
     }
 
-    /// What an answer must be able to cost: a stream is counted as it runs and a whole answer can be capped, where the endpoint has a
-    /// cap; the others are paid in full or not begun.
+    /// Tokens that an answer must be able to have: a stream is counted as it runs, and a whole answer is capped to what the balance pays.
+    /// One that cannot be capped (images, speech) may overdraw by what nobody knew beforehand.
     fn least_output(&self) -> u64 {
-        let can_end = |attempt: &route::Attempt| spec(attempt.target.provider.kind).output_cap_field(self.endpoint).is_some();
-        if !self.plan.upcoming().all(can_end) {
-            return self.output_tokens;
-        }
         AFFORDABLE_OUTPUT_TOKENS_MIN.saturating_mul(self.choices()).min(self.output_tokens)
     }
 
@@ -542,9 +551,10 @@ fn reserve(gateway: &Gateway, caller: &Caller, priced: &Priced<'_>, now_ms: u64)
         // The key was made with credits and its account is not in memory yet: wait for it rather than spend what is not there.
         return Err(Refusal::CreditsUsedUp { upgrade_url: gateway.upgrade_url.clone() });
     }
-    let cost = |output: u64| priced.plan.upcoming().map(|attempt| priced.most(attempt, output)).max().unwrap_or_default();
+    let [dense, plain] = AUDIO_BYTES_PER_SECOND;
+    let cost = |output: u64| priced.most(output, dense);
     let most = cost(priced.output_tokens);
-    let least = cost(priced.least_output());
+    let least = priced.most(priced.least_output(), plain);
     let is_bounded = account.has_budget() || cap.is_some();
     let terms = Terms { month: MonthIndex::of_ms(now_ms), monthly_cap: cap };
     let reservation = account.reserve_up_to(least, most, terms).map_err(|short| match short.by {

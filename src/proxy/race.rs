@@ -272,6 +272,7 @@ impl<'a> Serving<'a> {
         let waited = now.saturating_duration_since(winner.asked_at);
         winner.told.attempts = self.admitted.plan.attempts();
         winner.attempt.record_first_event(now_ms, waited.as_micros() as u64);
+        self.admitted.plan.after(&winner.attempt, &Outcome::Ok, now_ms);
         if let Some(loser) = loser {
             self.cancelled(loser, true);
         }

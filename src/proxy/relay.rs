@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 
 /// One write carries at most about this much: enough for a burst, little enough to hold for every stream.
 pub const COALESCE_BYTES_MAX: usize = 16 << 10;
+/// Slices are joined up to this much: a burst, and what one read more brings.
+const JOINED_BYTES_MAX: usize = 128 << 10;
 /// A client that takes nothing for this long is gone.
 pub const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// After its end mark a stream's connection gets this long to close its framing, then it is not reused.
@@ -54,7 +56,7 @@ pub struct Relay<'a> {
     pub upgrade_url: Option<Arc<str>>,
     /// Keeps the answer to be given again.
     pub keeping: Option<Keeping>,
-    /// Is told when the provider breaks off.
+    /// Is told how it ended.
     pub blame: Blame<'a>,
 }
 
@@ -73,7 +75,7 @@ enum End {
 /// Passes a stream on and settles its account. Returns whether the client's connection may be used again.
 /// Dropped half way (shutdown, panic), the settlement closes the account as cancelled.
 pub async fn relay(relay: &mut Relay<'_>, mut streaming: Box<Streaming>, mut settlement: Settlement) -> bool {
-    let Streaming { connected, meter, first, .. } = &mut *streaming;
+    let Streaming { connected, meter, first, share, .. } = &mut *streaming;
     let mut joined = BytesMut::new();
     relay.session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
     let mut last_read = Instant::now();
@@ -92,6 +94,7 @@ pub async fn relay(relay: &mut Relay<'_>, mut streaming: Box<Streaming>, mut set
         if write(relay.session, &mut relay.keeping, first, &mut joined).await.is_err() {
             break End::Client;
         }
+        drop(share.take());
         if broken {
             break End::Broken(BROKE);
         }
@@ -268,6 +271,16 @@ async fn write(session: &mut ServerSession, keeping: &mut Option<Keeping>, out: 
     let bytes = match out.len() {
         0 => return Ok(()),
         1 => out.swap_remove(0),
+        // What was held of a long answer: joined it would be held twice.
+        _ if out.iter().map(Bytes::len).sum::<usize>() > JOINED_BYTES_MAX => {
+            for slice in out.drain(..) {
+                if let Some(keeping) = keeping {
+                    keeping.body(&slice);
+                }
+                session.write_response_body(slice, false).await.map_err(drop)?;
+            }
+            return Ok(());
+        }
         _ => {
             for slice in out.drain(..) {
                 joined.extend_from_slice(&slice);

@@ -146,6 +146,8 @@ pub struct Open {
     pub limits: Vec<Admitted>,
     /// The estimate of the prompt's tokens.
     pub prompt_tokens: u64,
+    /// Pictures that were asked for.
+    pub images: u64,
     /// How a cost becomes a charge.
     pub tariff: Tariff,
     /// What was asked.
@@ -430,6 +432,10 @@ impl Open {
         let tally = &mut exchanged.tally;
         if tally.usage.of(Bucket::Requests) == 0 {
             tally.usage.set(Bucket::Requests, 1);
+        }
+        // Of an answer that was too long to be kept nobody has counted them.
+        if ending == Ending::Complete && tally.error.is_none() && tally.usage.of(Bucket::Images) == 0 {
+            tally.usage.set(Bucket::Images, self.images);
         }
         self.close_counted(ending, tally)
     }

@@ -165,11 +165,11 @@ def test_what_is_paid_by_the_piece_takes_a_balance_too(world):
     assert weir.post("/v1/images/generations", picture, broke).status == 402 and provider.seen == []
     answer = weir.post("/v1/images/generations", {**picture, "n": 2}, weir.key(credits=100))
     assert answer.status == 200, answer.read()
-    # Ten seconds of speech at the least bytes they can have: a tenth of a cent.
+    # As plain WAV it is a second and a quarter: an eighth of a credit at the least.
     body = b"".join(f'--x\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode() + value + b"\r\n"
                     for name, more, value in (("model", "", b"speech"), ("response_format", "", b"text"), ("file", '; filename="a.mp3"', bytes(40_000)))) + b"--x--\r\n"  # fmt: skip
     form = [("Content-Type", "multipart/form-data; boundary=x")]
-    assert weir.post("/v1/audio/transcriptions", body, weir.key(credits="0.5"), form).status == 402
+    assert weir.post("/v1/audio/transcriptions", body, weir.key(credits="0.1"), form).status == 402
     key = weir.key(credits=10)
     provider.queue(Reply(headers=[("content-type", "text/plain")], body=b"A weir is a barrier."))
     answer = weir.post("/v1/audio/transcriptions", body, key, form)
@@ -184,6 +184,22 @@ def test_what_is_paid_by_the_piece_takes_a_balance_too(world):
     assert weir.chat("told", key=used_up).status == 200
     assert Decimal(weir.credits(used_up)["balance"]) < 0
     assert weir.chat("told", key=used_up).status == 402
+
+
+def test_pictures_that_are_too_large_to_be_kept_are_paid_for(world):
+    """Passed on as they come, nobody counts them: as many as were asked for."""
+    world.weir.settings["limits"] += '\nmax_body = "64KiB"\nmax_body_in_flight = "64KiB"'
+    provider = world.provider("p")
+    world.model("picture", "p/up-picture")
+    world.weir.write(world.routing(), '[price."p/up-picture"]\nper_image = "0.04"\n')
+    weir = world.weir.start()
+    weir.default_key = weir.key()
+    provider.queue(whole(json.dumps({"created": 1, "data": [{"b64_json": "A" * 2_000_000}] * 2}).encode()))
+    answer = weir.post("/v1/images/generations", {"model": "picture", "prompt": "a weir", "n": 2})
+    assert len(answer.read()) > 4_000_000
+    row = weir.row_of(answer)
+    assert (row["end"], row["images"], row["cost"]) == ("complete", 2, "0.08")
+    wait_no_streams(weir)
 
 
 def test_402_in_mid_stream(one):

@@ -30,10 +30,9 @@ impl Request {
             let is_stream = head.is_stream();
             let now_ms = now_ms();
             let is_answer = (200..300).contains(&status);
-            // An answer is a success at its end.
-            if let Some(plan) = self.plan.as_mut().filter(|_| !current.judged && !is_answer) {
+            if let Some(plan) = self.plan.as_mut().filter(|_| !current.judged) {
                 let refused = Outcome::Status { code: status, retry_after_ms: None, error_code: "", message: "" };
-                plan.after(&current.attempt, &refused, now_ms);
+                plan.after(&current.attempt, if is_answer { &Outcome::Ok } else { &refused }, now_ms);
                 current.judged = true;
             }
             if is_answer && self.answer.is_none() {

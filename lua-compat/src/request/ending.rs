@@ -28,7 +28,7 @@ impl Request {
         if status != 0 {
             self.status = status;
         }
-        let (mut broke_off, is_answered) = (false, self.answer.is_some());
+        let mut broke_off = false;
         // Otherwise every attempt was refused, and nothing was used.
         let is_used = self.answer.is_some() || client_gone && self.current.is_some();
         let asked = self.current.is_some() || self.attempts > 0 && self.observed.is_some();
@@ -45,7 +45,7 @@ impl Request {
             Some(answer) => {
                 let cut = answer.is_stream && !answer.meter.ended() && !answer.meter.may_end_without_mark();
                 let failed = answer.meter.error().is_some();
-                broke_off = cut || failed;
+                broke_off = cut || failed || (!complete && !client_gone);
                 let (mut tally, mut text) = answer.meter.finish();
                 tally.count(self.prompt_tokens, &mut text);
                 let end = if answer.stopped || (client_gone && (cut || !complete)) {
@@ -67,7 +67,9 @@ impl Request {
                 plan.after(&current.attempt, &Outcome::BrokenOff, now_ms());
             } else if !current.judged {
                 // A probe that nobody waited for is no verdict, but another may be made.
-                plan.after(&current.attempt, if is_answered { &Outcome::Ok } else { &Outcome::Cancelled }, now_ms());
+                plan.after(&current.attempt, &Outcome::Cancelled, now_ms());
+            } else if is_used {
+                current.attempt.came_to_its_end();
             }
         }
         if is_used {

@@ -111,6 +111,9 @@ enum Said {
     Unpriced,
 }
 
+/// How the problem begins that a target has no price.
+pub(in crate::config) const NO_PRICE: &str = "no price";
+
 fn price(entry: &Table<'_>, provider: &str, model: &str, catalog: &Catalog) -> TargetPrice {
     let key = format!("{provider}/{model}");
     match catalog.prices.get(key.as_str()) {
@@ -118,7 +121,7 @@ fn price(entry: &Table<'_>, provider: &str, model: &str, catalog: &Catalog) -> T
         None => {
             entry.problem(
                 "",
-                format!("no price: add [price.{key:?}] to prices.toml, or say price = \"free\" or price = \"unpriced\" (then only keys without a budget may use it) here"),
+                format!("{NO_PRICE}: add [price.{key:?}] to prices.toml, or say price = \"free\" or price = \"unpriced\" (then only keys without a budget may use it) here"),
             );
             TargetPrice::Unpriced
         }

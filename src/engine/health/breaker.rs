@@ -19,6 +19,8 @@ pub const STREAK_MS: u64 = 15 * 60 * 1000;
 #[derive(Debug, Default)]
 pub struct Breaker {
     failures: AtomicU32,
+    /// Failures that an answer has cleared which began and is not at its end.
+    cleared: AtomicU32,
     last_failure_ms: AtomicU64,
     /// 0: healthy. In the future: cooling. Past: the next request is a probe.
     cooling_until_ms: AtomicU64,
@@ -78,11 +80,24 @@ impl Breaker {
         self.cool(now_ms.saturating_add(wait_ms.min(MAX_RETRY_AFTER_MS)));
     }
 
-    /// Healthy again.
+    /// An answer that had begun broke off: a failure as any other, and it follows those that its beginning cleared.
+    pub fn on_break(&self, now_ms: u64, retry: &Retry) {
+        self.failures.fetch_add(self.cleared.swap(0, Relaxed), Relaxed);
+        self.on_failure(now_ms, retry);
+    }
+
+    /// An answer came to its end: what its beginning cleared is over.
+    pub fn on_end(&self) {
+        if self.cleared.load(Relaxed) != 0 {
+            self.cleared.store(0, Relaxed);
+        }
+    }
+
+    /// Healthy again: an answer begins.
     pub fn on_success(&self) {
         // The healthy path only reads: the line stays shared between the cores.
         if self.cooling_until_ms.load(Relaxed) != 0 || self.failures.load(Relaxed) != 0 {
-            self.failures.store(0, Relaxed);
+            self.cleared.store(self.failures.swap(0, Relaxed), Relaxed);
             self.cooling_until_ms.store(0, Relaxed);
             self.probe_until_ms.store(0, Relaxed);
         }
@@ -155,6 +170,26 @@ mod tests {
         assert_eq!((breaker.phase(T0), breaker.failures(), breaker.gauge(T0)), (Phase::Healthy, 0, 2));
         breaker.on_failure(T0, &retry);
         assert_eq!(breaker.phase(T0), Phase::Cooling(T0 + 60_000));
+    }
+
+    #[test]
+    fn answers_that_break_off_are_failures_in_a_row() {
+        let (breaker, retry) = (Breaker::default(), Retry::default());
+        let breaks = |at: u64, expected: u64| {
+            breaker.on_success();
+            assert_eq!(breaker.phase(at), Phase::Healthy, "a begun answer opens it");
+            breaker.on_break(at, &retry);
+            assert_eq!(breaker.phase(at), Phase::Cooling(at + expected * 1000));
+        };
+        breaks(T0, 60);
+        breaks(T0 + 60_000, 60);
+        breaks(T0 + 120_000, 300);
+        // One that comes to its end, later than a failure began, ends the row and not the cooldown.
+        breaker.on_success();
+        breaker.on_failure(T0 + 420_000, &retry);
+        breaker.on_end();
+        assert_eq!(breaker.phase(T0 + 420_000), Phase::Cooling(T0 + 480_000));
+        breaks(T0 + 480_000, 60);
     }
 
     #[test]

@@ -84,7 +84,17 @@ impl TargetState {
         self.breaker.on_failure(now_ms, retry);
     }
 
-    /// The target answered; its cooldown ends.
+    /// An answer that had begun broke off.
+    pub fn on_break(&self, now_ms: u64, retry: &Retry) {
+        self.breaker.on_break(now_ms, retry);
+    }
+
+    /// An answer came to its end.
+    pub fn on_end(&self) {
+        self.breaker.on_end();
+    }
+
+    /// An answer begins; the cooldown ends.
     pub fn on_success(&self) {
         self.breaker.on_success();
     }

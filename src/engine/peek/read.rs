@@ -437,10 +437,17 @@ impl Field {
 /// one wins: what is read here and what is read there would differ.
 fn misspelt(key: &[u8]) -> Option<&'static str> {
     const MATTER: [&str; 8] = ["model", "models", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of"];
-    if !key.iter().any(u8::is_ascii_uppercase) {
+    // Two letters outside of ASCII are an s and a k there.
+    let fold = |letter: char| match letter {
+        'ſ' => 's',
+        '\u{212A}' => 'k',
+        letter => letter.to_ascii_lowercase(),
+    };
+    if !key.iter().any(|byte| byte.is_ascii_uppercase() || !byte.is_ascii()) {
         return None;
     }
-    MATTER.into_iter().find(|name| key.eq_ignore_ascii_case(name.as_bytes()))
+    let key = std::str::from_utf8(key).ok()?;
+    MATTER.into_iter().find(|name| key.chars().map(fold).eq(name.chars()))
 }
 
 impl Place {

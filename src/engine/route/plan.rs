@@ -6,7 +6,7 @@ use super::explain::Explanation;
 use super::outcome::{Blame, Class, Outcome};
 use super::resolve::{Resolved, Source};
 use crate::engine::catalog::{Level, Retry, Target};
-use crate::engine::health::{KeyState, MAX_RETRY_AFTER_MS, Phase};
+use crate::engine::health::{KeyState, MAX_RETRY_AFTER_MS, Phase, TargetState};
 use crate::engine::money::Factor;
 use std::sync::Arc;
 
@@ -62,7 +62,7 @@ pub enum Payer {
 /// What to do after an outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Committed: pass the answer on. Should it break off later, tell that as another outcome of the same attempt.
+    /// Committed: pass the answer on. How it ends is told by [`Attempt::came_to_its_end`] or [`Attempt::broke_off`].
     Committed,
     /// Ask [`Plan::next`], which has one.
     TryNext,
@@ -241,9 +241,9 @@ impl Attempt {
         }
     }
 
-    /// Its answer has come to its end: only now it is a success, for an answer that breaks off is none.
-    pub fn succeeded(&self, now_ms: u64, retry: &Retry) {
-        self.settle(&Outcome::Ok, Class::Ok, now_ms, retry);
+    /// Its answer has come to its end. What opened with its beginning stays as it is: others may have failed since.
+    pub fn came_to_its_end(&self) {
+        self.answering().on_end();
     }
 
     /// Its answer broke off after it had committed: the same as [`Plan::after`] with that outcome.
@@ -291,13 +291,17 @@ impl Attempt {
         let provider = &self.target.provider.state;
         let own_base = self.payer.own().and_then(KeyState::own_base);
         match (class.blame(), &self.payer) {
-            (Blame::Target, _) => match own_base {
-                Some(base) => base.on_failure(now_ms, retry),
-                None => {
-                    self.target.state.on_failure(now_ms, retry);
+            (Blame::Target, _) => {
+                let state = self.answering();
+                if class == Class::BrokenOff {
+                    state.on_break(now_ms, retry)
+                } else {
+                    state.on_failure(now_ms, retry)
+                }
+                if own_base.is_none() {
                     provider.note_failure(now_ms, retry);
                 }
-            },
+            }
             (Blame::Key, Payer::Own(key)) if class == Class::RateLimited => key.on_rate_limited(now_ms, retry_after(outcome), retry),
             (Blame::Key, Payer::Own(key)) => key.on_refused(now_ms, retry),
             (Blame::Key, Payer::Platform) if class == Class::RateLimited => {
@@ -308,6 +312,11 @@ impl Attempt {
             (Blame::Nobody, _) if class == Class::Ok => self.succeed(),
             (Blame::Nobody | Blame::Caller, _) => {}
         }
+    }
+
+    /// Who answers: the target, or the server that the caller's own key leads to.
+    fn answering(&self) -> &TargetState {
+        self.payer.own().and_then(KeyState::own_base).unwrap_or(&self.target.state)
     }
 
     fn succeed(&self) {

@@ -75,13 +75,16 @@ pub(super) fn resolve<'a>(
     Err(Denied::UnknownModel { asked: nearest::shown(ask.model), nearest: nearest::models(catalog, caller, ask.model) })
 }
 
-/// A level this caller may use.
 /// Whether a name means a model or a level here, for whoever may use it.
 pub fn is_known(catalog: &Catalog, model: &str) -> bool {
+    let is_inferred = || {
+        let kind = infer(model).filter(|_| catalog.routing.infer).map(|(kind, _)| kind);
+        kind.is_some_and(|kind| catalog.providers.values().any(|provider| provider.kind == kind))
+    };
     catalog.models.contains_key(model)
         || model == AUTO
         || model.strip_prefix(MODEL_PREFIX).is_some_and(|level| find(catalog, level).is_some())
-        || (catalog.routing.infer && infer(model).is_some())
+        || is_inferred()
 }
 
 /// The level that a request names, whether or not it may use it.
@@ -89,6 +92,7 @@ pub fn asked_level<'a>(catalog: &'a Catalog, model: &str, level_header: Option<&
     find(catalog, model.strip_prefix(MODEL_PREFIX).or(level_header)?)
 }
 
+/// A level this caller may use.
 fn level<'a>(catalog: &'a Catalog, caller: &Caller<'_>, name: &str) -> Result<&'a Arc<Level>, Denied> {
     let Some(level) = find(catalog, name) else {
         return Err(Denied::UnknownLevel { asked: nearest::shown(name), nearest: nearest::levels(catalog, caller, name) });

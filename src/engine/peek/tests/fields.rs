@@ -244,4 +244,15 @@ fn words_are_kept() {
     assert_eq!(read(ChatCompletions, &with(r#""service_tier":"flex","service_tier":null"#)).service_tier, None);
     assert_eq!(json(ChatCompletions, with(r#""service_tier":1"#).as_bytes()).err(), Some(BadBody::WrongType("service_tier")));
     assert_eq!(read(Images, &with(r#""response_format":"b64_json""#)).response_format.as_deref(), Some("b64_json"));
+    for (body, expected) in [
+        (r#""Model":"x""#, Some("model")),
+        ("\"\u{17f}tream\":true", Some("stream")),
+        ("\"max_to\u{212a}ens\":5", Some("max_tokens")),
+        (r#""\u004dODEL":"x""#, Some("model")),
+        (r#""MyModel":"x","été":1,"metadata":{"Model":"x"}"#, None),
+    ] {
+        assert_eq!(read(ChatCompletions, &with(body)).unsupported, expected.map(Unsupported::Misspelt), "{body}");
+    }
+    let background = |value: &str| read(Responses, &with(&format!(r#""background":{value}"#))).unsupported;
+    assert_eq!([background("true"), background("false"), background("null")], [Some(Unsupported::Background), None, None]);
 }
