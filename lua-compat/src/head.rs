@@ -101,6 +101,11 @@ impl Head {
         &self.text[self.path.clone()]
     }
 
+    /// The request's method; absent where the proxy does not say.
+    pub fn method(&self) -> Option<&str> {
+        self.word(":method")
+    }
+
     /// The account the proxy vouches for.
     pub fn account(&self) -> Option<&str> {
         self.word(":account")

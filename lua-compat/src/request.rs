@@ -141,6 +141,10 @@ impl Request {
             panic!("asked to");
         }
         let Some(endpoint) = Endpoint::of_path(head.path()) else { return Err(refused(&Refusal::UnknownPath, Dialect::OpenAi)) };
+        // Another method means something else to the provider: a GET here lists what others have stored there.
+        if head.method().is_some_and(|method| method != "POST") {
+            return Err(refused(&Refusal::WrongMethod { allow: "POST" }, endpoint.dialect()));
+        }
         let body = Bytes::copy_from_slice(body);
         let read = match endpoint.is_multipart() {
             true => peek::multipart(head.value("content-type").unwrap_or(""), &body),

@@ -76,10 +76,10 @@ class Proxy:
         self.two.seen.clear()
 
     @classmethod
-    def request(cls, path, body=b"{}", headers=None):
+    def request(cls, path, body=b"{}", headers=None, method="POST"):
         connection = http.client.HTTPConnection("127.0.0.1", cls.port, timeout=DEADLINE)
         try:
-            connection.request("POST", path, body, headers or {})
+            connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
             return answer.status, dict((name.lower(), value) for name, value in answer.getheaders()), answer.read()
         finally:
@@ -147,6 +147,19 @@ class Adapter(Proxy):
         self.assertEqual((seen["authorization"], seen["path"], seen["host"]), ("Bearer " + SECRETS["one"], "/v1/chat/completions", f"127.0.0.1:{self.one.port}"))
         self.assertNotIn("wk_", json.dumps(seen))
         self.assertNotIn("cookie", {name.lower() for name in seen["headers"]})
+
+    def test_other_methods_go_nowhere(self):
+        """A GET with the platform's key would list what others have stored at the provider."""
+        body = json.dumps({"model": "plain", "messages": []})
+        for method in ("GET", "DELETE", "PUT"):
+            self.assertEqual(self.request("/v1/chat/completions", body, JSON, method)[0], 405, method)
+        self.assertEqual(self.one.seen + self.two.seen, [])
+
+    def test_who_the_caller_is_to_the_proxy_stays_here(self):
+        own = {"apikey": "k-" + "a" * 20, "x-consumer-username": "acme", "x-credential-identifier": "c-1"}
+        self.assertEqual(self.chat("plain", headers=own)[0], 200)
+        seen = {name.lower() for name in self.one.seen[-1]["headers"]}
+        self.assertEqual(seen & set(own), set())
 
     def test_a_retry_carries_the_next_providers_key_and_host(self):
         for model in ("fails-429", "fails-503", "unreachable"):

@@ -127,7 +127,7 @@ class Nginx(unittest.TestCase):
         conf = conf.replace("http {\n", f"http {{\n    access_log off;\n    client_body_temp_path {cls.folder}/body;\n    proxy_temp_path {cls.folder}/proxy;\n    fastcgi_temp_path {cls.folder}/f;\n    uwsgi_temp_path {cls.folder}/u;\n    scgi_temp_path {cls.folder}/s;\n", 1)
         conf = conf.replace("load_module modules/", "load_module /usr/lib/nginx/modules/").replace("listen 8080;", f"listen 127.0.0.1:{cls.port};").replace("client_body_buffer_size 1m;", "client_body_buffer_size 16k;")
         conf = conf.replace("/usr/share/weir/lua/", f"{HERE.parent}/lib/")
-        conf = conf.replace("/etc/weir/", f"{cls.folder}/").replace('node = "unix:/run/weir/plugin.sock", when_node_is_away = "refuse", journal = "/var/lib/weir/rows",', f'library = "{LIBRARY}", journal = "{cls.folder}/rows",')
+        conf = conf.replace("/etc/weir/", f"{cls.folder}/").replace('node = "unix:/run/weir/plugin.sock", when_node_is_away = "refuse", journal = "/var/lib/weir-rows/rows",', f'library = "{LIBRARY}", journal = "{cls.folder}/rows",')
         conf = conf.replace("        location /v1/ {", "        location /pid { content_by_lua_block { ngx.print(ngx.worker.pid()) } }\n        location /v1/ {")
         cls.conf = cls.folder / "nginx.conf"
         cls.conf.write_text(conf)
@@ -158,6 +158,13 @@ class Nginx(unittest.TestCase):
             return answer.status, dict((name.lower(), value) for name, value in answer.getheaders()), answer.read()
         finally:
             connection.close()
+
+    def test_other_methods_go_nowhere(self):
+        body = json.dumps({"model": "plain", "messages": []})
+        before = len(self.provider.seen)
+        for method in ("GET", "DELETE", "PUT"):
+            self.assertEqual(self.request(method, "/v1/chat/completions", body, {"content-type": "application/json"})[0], 405, method)
+        self.assertEqual(len(self.provider.seen), before)
 
     def chat(self, model, stream=False, headers=None, **more):
         body = json.dumps({"model": model, "messages": [{"role": "user", "content": "hello"}], "stream": stream, **more})

@@ -20,6 +20,8 @@ fn is_denied_up(name: &str) -> bool {
         name,
         "accept-encoding"
             | "api-key"
+            // Kong's and APISIX's own key.
+            | "apikey"
             | "authorization"
             | "connection"
             | "content-length"
@@ -42,6 +44,9 @@ fn is_denied_up(name: &str) -> bool {
             | "x-task-type"
     )
 }
+
+/// What begins the names of headers that are not sent to a provider: weir's own, and who the caller is to the proxy in front (Kong, APISIX).
+const DENIED_UP_PREFIXES: [&str; 3] = ["x-consumer-", "x-credential-", "x-weir-"];
 
 /// The platform's account decides these when its key pays; a caller's own key may name its own organisation.
 fn is_the_platforms(name: &str) -> bool {
@@ -86,7 +91,7 @@ const DENIED_DOWN_PREFIXES: [&str; 7] =
 
 /// Whether a client's header (its name in lower case) goes to the provider. What a `Connection` header names does not either.
 pub fn crosses_up(name: &str, own_key: bool) -> bool {
-    !(is_denied_up(name) || name.starts_with("x-weir-") || (!own_key && is_the_platforms(name)))
+    !(is_denied_up(name) || DENIED_UP_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || (!own_key && is_the_platforms(name)))
 }
 
 /// Whether a provider's header (its name in lower case) goes to the client. What a `Connection` header names does not either.
@@ -133,7 +138,18 @@ mod tests {
 
     #[test]
     fn credentials_stay_here_and_an_own_organisation_goes_with_an_own_key() {
-        for name in ["authorization", "x-api-key", "api-key", "cookie", "host", "x-weir-byok", "x-power-level"] {
+        for name in [
+            "authorization",
+            "x-api-key",
+            "api-key",
+            "apikey",
+            "cookie",
+            "host",
+            "x-weir-byok",
+            "x-power-level",
+            "x-consumer-username",
+            "x-credential-identifier",
+        ] {
             assert!(!crosses_up(name, true), "{name}");
         }
         assert!(crosses_up("openai-beta", false) && crosses_up("openai-organization", true) && !crosses_up("openai-organization", false));

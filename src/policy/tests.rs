@@ -177,6 +177,23 @@ fn what_lies_outside_of_the_machine_is_bounded_too() {
     assert!(exchange.body_filter("a".into(), true).is_err());
 }
 
+/// Each call back from a replacement takes room on the thread's stack, which ends the process when it is used up.
+#[test]
+fn replacements_that_call_each_other_are_bounded() {
+    let braces = format!("{}{}", "{".repeat(2000), "}".repeat(2000));
+    for code in [
+        "local function expand(s) return (s:gsub('%b{}', function(x) return expand(x:sub(2, -2)) end)) end expand(text)",
+        "local function expand(s) return (ngx.re.gsub(s, '.+', function(m) return expand(m[0]) end, 's')) end expand(text)",
+    ] {
+        let source = format!("return {{ access = function() local text = ngx.req.get_body_data() {code} end }}");
+        // On a stack as a worker's.
+        let body = braces.clone();
+        let run = move || access(&source, &body).unwrap_err();
+        let failed = std::thread::Builder::new().stack_size(2 << 20).spawn(run).unwrap().join().unwrap();
+        assert!(matches!(failed, Failed::Raised | Failed::TooLong), "{code}: {failed:?}");
+    }
+}
+
 #[test]
 fn access_changes_answers_and_refuses() {
     let go = access(

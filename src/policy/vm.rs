@@ -25,6 +25,8 @@ const HOOK_INSTRUCTIONS: u32 = 100;
 const WALL_BUDGET: Duration = Duration::from_millis(30);
 /// The thread's own time that a handler has from then on.
 const PROCESSOR_BUDGET: Duration = Duration::from_millis(10);
+/// Calls from a replacement's function into the next: some kilobytes of the thread's stack (2 MiB) each. Lua's own C calls have this bound.
+const NESTED_MAX: u32 = 200;
 /// Characters of an error that go to the log.
 const ERROR_CHARS_MAX: usize = 300;
 /// Bytes of a policy file at most.
@@ -54,6 +56,8 @@ pub(super) struct Budget {
     started: Cell<Option<Instant>>,
     mark: Cell<Option<Duration>>,
     over: Cell<bool>,
+    /// Calls back into Lua that are under way.
+    depth: Cell<u32>,
 }
 
 impl Budget {
@@ -63,6 +67,7 @@ impl Budget {
         self.started.set(Some(Instant::now()));
         self.mark.set(None);
         self.over.set(false);
+        self.depth.set(0);
     }
 
     /// Takes `instructions` off, or what is worth as much.
@@ -72,6 +77,17 @@ impl Budget {
             self.over.set(true);
         }
         self.check()
+    }
+
+    /// Calls back into Lua from a call that Lua made. Each takes room on the thread's own stack, which nobody else looks at.
+    pub(super) fn nested<T>(&self, call: impl FnOnce() -> mlua::Result<T>) -> mlua::Result<T> {
+        if self.depth.get() >= NESTED_MAX {
+            return Err(mlua::Error::runtime("the policy's functions call each other too deep through replacements"));
+        }
+        self.depth.set(self.depth.get() + 1);
+        let result = call();
+        self.depth.set(self.depth.get() - 1);
+        result
     }
 
     /// An error once the budget is used up: also where a policy catches errors.

@@ -420,10 +420,10 @@ end
 local Engine = {}
 Engine.__index = Engine
 
---- `asked`: path, headers (a table), body, and the proxy's own word: account, tier, observe, fixed (see weir.h).
+--- `asked`: path, headers (a table), body, and the proxy's own word: method, account, tier, observe, fixed (see weir.h).
 function Engine:begin(asked)
   pieces[1] = asked.path and clean(asked.path) or ""
-  local own = put_own(put_own(2, ":account", asked.account), ":tier", asked.tier)
+  local own = put_own(put_own(put_own(2, ":method", asked.method), ":account", asked.account), ":tier", asked.tier)
   own = put_own(put_own(own, ":observe", asked.observe), ":fixed", asked.fixed)
   local head, body = head_of(own, asked.headers or NO_HEADERS), asked.body or ""
   local code = lib.weir_request_begin(self.handle, head, #head, body, #body, request_out, step, buffer, capacity, length)

@@ -432,7 +432,7 @@ impl Replacement {
             Replacement::Function(function) => {
                 let mut arguments = MultiValue::new();
                 matcher.captured(lua, from, to, true, &mut arguments)?;
-                function.call::<Value>(arguments)?
+                matcher.budget.nested(|| function.call::<Value>(arguments))?
             }
         };
         match &value {

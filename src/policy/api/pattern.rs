@@ -182,7 +182,7 @@ fn replace(lua: &Lua, patterns: &Patterns, pattern: &Pattern, subject: &[u8], re
             Some(function) => {
                 let table = lua.create_table()?;
                 groups(lua, pattern, subject, &captures, &table)?;
-                append(&function.call::<Value>(table)?, TEXT, &mut out)?;
+                append(&patterns.budget.nested(|| function.call::<Value>(table))?, TEXT, &mut out)?;
             }
             None => expand(&template, subject, &captures, &mut out)?,
         }

@@ -62,7 +62,8 @@ pub(super) fn install(api: &Api<'_>, ngx: &Table) -> mlua::Result<()> {
     ngx.raw_set(
         "decode_args",
         lua.create_function(move |lua, (text, max): (LuaString, Option<usize>)| {
-            budget.spend(text.as_bytes().len() as u64 / BYTES_PER_INSTRUCTION)?;
+            // A pair may be no more than a byte or two, and costs more than a byte of other texts.
+            budget.spend(text.as_bytes().len() as u64)?;
             decode_arguments(lua, &text.as_bytes(), max.unwrap_or(ARGUMENTS))
         })?,
     )

@@ -88,7 +88,8 @@ impl Admissions {
 
     /// The end of a request that was admitted here.
     async fn close(&self, row: &Row, mut pending: Pending) -> Taken {
-        let target = pending.target(row.provider.as_deref(), row.upstream_model.as_deref(), row.byok);
+        // The other proxy plans by what it has seen of the targets, and may have asked one that was not in the plan here.
+        let target = pending.target(row.provider.as_deref(), row.upstream_model.as_deref(), row.byok).or_else(|| self.target(row));
         let Some(open) = pending.settlement.open() else { return Taken::Before };
         if open.journal().is_err() {
             self.open.lock().insert(row.request_id.as_str().into(), pending, Instant::now());

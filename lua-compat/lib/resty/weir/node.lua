@@ -14,6 +14,8 @@ local CONNECT_MS, EXCHANGE_MS = 250, 1500
 local POOL, IDLE_MS = 16, 30000
 -- Rows are handed to the node by a timer: this many wait in a worker at most, then they go to the journal.
 local ROWS_WAITING_MAX = 4096
+-- Rows that were given to a timer so long ago were given to one that never ran.
+local SENDING_MAX_S = 300
 -- The journal is delivered this often. A worker that begins waits as long before it takes over its predecessor's.
 local DELIVER_SECONDS = 1
 -- Journals of workers that are no more are looked for up to here.
@@ -79,10 +81,14 @@ end
 --- Appends rows to a file, each with one write: another worker may append to it, too, while workers are replaced.
 local function append(name, rows)
   local file, why = io.open(name, "a")
-  if not file then return log(ngx.ERR, "journal: ", why) end
-  file:setvbuf("no")
-  for _, row in ipairs(rows) do file:write(row .. "\n") end
-  file:close()
+  if file then file:setvbuf("no") end
+  for _, row in ipairs(rows) do
+    local ok
+    if file then ok, why = file:write(row .. "\n") end
+    -- The last place that is left for it. There is nothing in a row that was said.
+    if not ok then log(ngx.ERR, "journal: ", why, "; row: ", row) end
+  end
+  if file then file:close() end
 end
 
 local function keep(self, rows)
@@ -107,6 +113,7 @@ end
 --- Sends what waits to the node; what cannot be sent goes to the journal.
 local function send_rows(_, self)
   while #self.waiting > 0 do
+    self.sending = ngx.now()
     local rows = self.waiting
     self.waiting = {}
     local done = hand(self, rows)
@@ -132,8 +139,9 @@ end
 local function deliver(premature, self)
   if premature or self.delivering or self.closed then return end
   self.delivering = true
-  deliver_of(self, ngx.worker.id())
+  local ok, why = pcall(deliver_of, self, ngx.worker.id())
   self.delivering = false
+  if not ok then log(ngx.ERR, "journal: ", why) end
 end
 
 --- Once, by the first worker: what workers left that are no more.
@@ -144,15 +152,19 @@ end
 
 --- Takes the row of a request that has ended.
 function Node:hand_over(row)
-  if self.on_row then self.on_row(row) end
+  if self.on_row then
+    local ok, why = pcall(self.on_row, row)
+    if not ok then log(ngx.ERR, "on_row: ", why) end
+  end
   if not self.address then
     if self.journal then keep(self, { row }) end
     return
   end
   if #self.waiting >= ROWS_WAITING_MAX then return keep(self, { row }) end
   self.waiting[#self.waiting + 1] = row
-  if not self.sending then
-    self.sending = true
+  -- A timer that nginx dropped (it does where too many run) never says so.
+  if not self.sending or ngx.now() - self.sending > SENDING_MAX_S then
+    self.sending = ngx.now()
     local ok = ngx.timer.at(0, send_rows, self)
     if not ok then
       self.sending = false

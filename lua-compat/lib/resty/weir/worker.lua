@@ -40,6 +40,7 @@ end
 --- Begins a request and asks the node, if there is one. `asked` is the engine's (see resty.weir). Returns what is held and the first
 -- step, or nil and why.
 function Worker:begin(asked)
+  asked.method = asked.method or ngx.req.get_method()
   local request, step = self.engine:begin(asked)
   if not request then return nil, step end
   local held = setmetatable({ request = request, worker = self }, Held)
