@@ -12,11 +12,12 @@ pub mod codec;
 mod recover;
 pub(crate) mod rollup;
 pub mod row;
+mod schema;
 pub(crate) mod store_rows;
 mod worker;
 
-pub use rollup::{CHARGED_LATER, IN_PIECES, THROUGH};
 pub use row::{End, Facts, Outcome, Row};
+pub use schema::{CHARGED_LATER, IN_PIECES, THROUGH};
 pub use store_rows::TABLES;
 
 use crate::store::accounts::Accounts;
