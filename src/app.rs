@@ -398,18 +398,56 @@ impl ShutdownSignalWatch for Signals {
 fn leave_after_hand_over(gateway: &Gateway) {
     std::thread::sleep(Duration::from_secs(HAND_OVER_SECONDS + 1));
     gateway.drain.close_connections();
-    let until = clock::now_ms() + gateway.settings.limits.drain.as_millis() as u64;
-    while gateway.drain.active() > 0 && clock::now_ms() < until {
-        std::thread::sleep(DRAIN_POLL);
-    }
+    let until_ms = clock::now_ms() + gateway.settings.limits.drain.as_millis() as u64;
+    end_requests(&gateway.drain, until_ms);
     gateway.ledger.shutdown();
+    // Those that were refused meanwhile have their 503.
+    wait_until_idle(&gateway.drain, until_ms);
     log_lines::event(Severity::Info, "stopped", "the successor serves");
     log_lines::flush();
     std::process::exit(0);
 }
 
+/// Serves what comes until there is a moment without a request, then refuses: a client that kept its connection would begin one that
+/// the process's end cuts, and connects to the successor instead. Nothing is under way afterwards, unless `until_ms` passed.
+fn end_requests(drain: &Drain, until_ms: u64) {
+    wait_until_idle(drain, until_ms);
+    drain.start();
+    wait_until_idle(drain, until_ms);
+}
+
+/// Waits until no request is under way, at the latest until `until_ms`. Blocking.
+fn wait_until_idle(drain: &Drain, until_ms: u64) {
+    while drain.active() > 0 && clock::now_ms() < until_ms {
+        std::thread::sleep(DRAIN_POLL);
+    }
+}
+
 impl From<store::Error> for Box<Failure> {
     fn from(error: store::Error) -> Box<Failure> {
         Box::new(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_begins_behind_the_last_request() {
+        let drain = Drain::default();
+        std::thread::scope(|scope| {
+            let running = drain.begin();
+            let leaving = scope.spawn(|| end_requests(&drain, u64::MAX));
+            assert!(!drain.is_draining(), "it serves on beside a running stream");
+            drop(running);
+            leaving.join().unwrap();
+        });
+        assert!(drain.is_draining() && drain.active() == 0);
+        // A request that does not end is not waited for beyond the limit, and no other joins it.
+        let (drain, past) = (Drain::default(), 0);
+        let _stuck = drain.begin();
+        end_requests(&drain, past);
+        assert!(drain.is_draining());
     }
 }

@@ -102,6 +102,9 @@ pub struct Reloads {
 }
 
 /// Requests under way, and whether new ones are still taken.
+///
+/// A request counts itself in and then looks whether it is refused; who leaves refuses and then looks who is in. One of them sees the
+/// other, which takes an order over both fields: `SeqCst`.
 #[derive(Debug, Default)]
 pub struct Drain {
     draining: AtomicBool,
@@ -116,18 +119,18 @@ pub struct Active<'a>(&'a Drain);
 impl Drain {
     /// Counts a request in.
     pub fn begin(&self) -> Active<'_> {
-        self.active.fetch_add(1, Ordering::Relaxed);
+        self.active.fetch_add(1, Ordering::SeqCst);
         Active(self)
     }
 
     /// Requests under way.
     pub fn active(&self) -> u64 {
-        self.active.load(Ordering::Relaxed)
+        self.active.load(Ordering::SeqCst)
     }
 
     /// From now on new requests are refused.
     pub fn start(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.store(true, Ordering::SeqCst);
     }
 
     /// From now on connections are closed behind their answers: a successor takes the next ones.
@@ -142,13 +145,13 @@ impl Drain {
 
     /// New requests are refused.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.draining.load(Ordering::SeqCst)
     }
 }
 
 impl Drop for Active<'_> {
     fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
+        self.0.active.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
