@@ -76,13 +76,21 @@ pub fn load_catalog(settings: &Settings) -> Result<crate::engine::catalog::Catal
     gateway::load(&files(settings), &mut Fingerprint::default())
 }
 
-/// Opens the store the settings name.
+/// Opens the store the settings name. Blocking.
 pub fn open_store(settings: &Settings) -> Result<Store, Failure> {
-    Ok(match &settings.store {
+    let StoreUrl::Secret(reference) = &settings.store else { return open_url(&settings.store) };
+    let wrong = |what: &str| Failure::Failed(format!("store.url: {what}"));
+    let text = resolve_plain(reference).map_err(|what| wrong(&what))?;
+    // Read as if it were written out, so that every command opens the same file wherever it is started.
+    open_url(&StoreUrl::parse(text.expose(), &settings.folder).map_err(|what| wrong(&format!("what it refers to {what}")))?)
+}
+
+fn open_url(url: &StoreUrl) -> Result<Store, Failure> {
+    Ok(match url {
         StoreUrl::Memory => Store::in_memory()?,
         StoreUrl::Sqlite(path) => Store::open(&format!("sqlite:{}", path.display()))?,
         StoreUrl::Postgres(url) => Store::open(url)?,
-        StoreUrl::Secret(reference) => Store::open(resolve_plain(reference).map_err(Failure::Failed)?.expose())?,
+        StoreUrl::Secret(_) => return Err(Failure::Failed("store.url: a reference cannot lead to another".into())),
     })
 }
 
@@ -432,6 +440,30 @@ impl From<store::Error> for Box<Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::weir_toml;
+
+    fn settings(folder: &Path, text: &str) -> Settings {
+        weir_toml::parse(&folder.join("weir.toml").to_string_lossy(), text).unwrap()
+    }
+
+    #[test]
+    fn a_store_by_reference_is_the_one_written_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let absolute = format!("sqlite://{}/other/weir.db", folder.display());
+        for (url, file) in [("sqlite:var/weir.db", "var/weir.db"), ("sqlite://var/weir.db", "var/weir.db"), (&absolute, "other/weir.db")] {
+            std::fs::write(folder.join("url"), format!("{url}\n")).unwrap();
+            for written in [url, "file:url"] {
+                let store = open_store(&settings(folder, &format!("[store]\nurl = \"{written}\"\n"))).unwrap();
+                assert_eq!(store.path(), Some(&*folder.join(file)), "{written} {url}");
+            }
+        }
+        for (url, expected) in [("sqlite:", "no file"), ("mysql://u:hunter2@h", "sqlite:PATH"), ("file:url", "sqlite:PATH")] {
+            std::fs::write(folder.join("url"), url).unwrap();
+            let Err(Failure::Failed(what)) = open_store(&settings(folder, "[store]\nurl = \"file:url\"\n")) else { panic!("{url}") };
+            assert!(what.starts_with("store.url: ") && what.contains(expected) && !what.contains("hunter2"), "{what}");
+        }
+    }
 
     #[test]
     fn nothing_begins_behind_the_last_request() {
