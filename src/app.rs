@@ -175,7 +175,10 @@ impl App {
             None => KeyRing::without_vault(),
         };
         let key_ring = Arc::new(key_ring);
-        let admin_token = settings.admin_token.as_ref().map(resolve_plain).transpose().map_err(Failure::Failed)?.map(Arc::new);
+        let secret = |reference: &SecretRef| resolve(&store, &key_ring, reference);
+        let admin_token = settings.admin_token.as_ref().map(secret).transpose();
+        let admin_token = admin_token.map_err(|what| Failure::Failed(format!("admin.token: {what}")))?.map(Arc::new);
+        let jwt = settings.auth.jwt.as_ref().map(|jwt| Jwt::new(jwt, secret)).transpose().map_err(Failure::Failed)?.map(Arc::new);
         let ledger = Ledger::start(
             &store,
             ledger::Settings {
@@ -187,7 +190,6 @@ impl App {
         )?;
         let accounts = ledger.accounts().clone();
         let callers = Arc::new(CallerKeys::default());
-        let jwt = settings.auth.jwt.as_ref().map(Jwt::new).transpose().map_err(Failure::Failed)?.map(Arc::new);
         let mirrors: Vec<Arc<dyn Mirror>> = vec![callers.clone(), key_ring.clone(), accounts.clone()];
         let follower = Follower::start(store.clone(), mirrors)?;
         let gateway = Arc::new(Gateway {
@@ -316,7 +318,9 @@ struct Keeper {
 impl BackgroundService for Keeper {
     async fn start(&self, mut shutdown: pingora_core::server::ShutdownWatch) {
         let gateway = self.gateway.clone();
-        crate::export::start_with(&gateway.store, &gateway.settings, &gateway.exports, |reference| resolve(&gateway, reference));
+        crate::export::start_with(&gateway.store, &gateway.settings, &gateway.exports, |reference| {
+            resolve(&gateway.store, &gateway.key_ring, reference)
+        });
         tokio::spawn(crate::proxy::probe::run(gateway.clone()));
         if let Some(jwt) = &gateway.jwt {
             tokio::spawn(keep_keys(jwt.clone()));
@@ -349,11 +353,11 @@ async fn keep_keys(jwt: Arc<Jwt>) {
     }
 }
 
-/// A secret of the program's own, wherever it is kept.
-fn resolve(gateway: &Gateway, reference: &SecretRef) -> Result<Secret, String> {
+/// A secret of the program's own, wherever it is kept. Blocking. The error names the reference, never what it leads to.
+fn resolve(store: &Store, key_ring: &KeyRing, reference: &SecretRef) -> Result<Secret, String> {
     let SecretRef::Vault(name) = reference else { return resolve_plain(reference) };
-    let masters = gateway.key_ring.masters().ok_or("there is no vault: set [vault] master_key")?;
-    vault::open(&gateway.store, &masters, vault::PLATFORM, name).map(|(_, secret)| secret).map_err(|error| error.to_string())
+    let masters = key_ring.masters().ok_or_else(|| format!("vault:{name}: there is no vault: set [vault] master_key"))?;
+    vault::open(store, &masters, vault::PLATFORM, name).map(|(_, secret)| secret).map_err(|error| format!("vault:{name}: {error}"))
 }
 
 /// What ends the server.
@@ -463,6 +467,36 @@ mod tests {
             let Err(Failure::Failed(what)) = open_store(&settings(folder, "[store]\nurl = \"file:url\"\n")) else { panic!("{url}") };
             assert!(what.starts_with("store.url: ") && what.contains(expected) && !what.contains("hunter2"), "{what}");
         }
+    }
+
+    #[test]
+    fn the_programs_own_secrets_may_be_in_the_vault() {
+        const TEXT: &str = "[vault]\nmaster_key = \"file:master\"\n[admin]\ntoken = \"vault:admin\"\n[auth]\nmode = \"jwt\"\n\
+                            [auth.jwt]\nissuer = \"https://issuer.example\"\naudience = \"weir\"\nsecret = \"vault:shared\"\n";
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        for (file, text) in [("master", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="), ("routing.toml", ""), ("prices.toml", "")] {
+            std::fs::write(folder.join(file), text).unwrap();
+        }
+        let settings = || settings(folder, TEXT);
+        let (store, ring) = (open_store(&settings()).unwrap(), KeyRing::with_vault(master_refs(&settings()).unwrap()).unwrap());
+        let refused = |expected: &str| match App::open(settings()) {
+            Err(Failure::Failed(what)) => assert!(what.starts_with(expected), "{what}"),
+            _ => panic!("{expected}"),
+        };
+        let put = |name: &str, secret: &str| {
+            let key = Secret::copied(secret);
+            let entry = vault::NewEntry { account: vault::PLATFORM, provider: name, kind: None, name: None, base_url: None, key: &key };
+            vault::set(&store, &ring.masters().unwrap(), &entry, Actor { who: "cli:test", from: "local" }, 1).unwrap();
+        };
+        refused("admin.token: vault:admin: ");
+        put("admin", "token-0123456789abcdef0123456789abcdef");
+        refused("auth.jwt.secret: vault:shared: ");
+        put("shared", "shared-0123456789abcdef0123456789abcdef");
+        let app = App::open(settings()).unwrap();
+        assert_eq!(app.admin_token.as_ref().unwrap().expose(), "token-0123456789abcdef0123456789abcdef");
+        assert!(app.gateway.jwt.is_some());
+        app.gateway.ledger.shutdown();
     }
 
     #[test]

@@ -6,9 +6,10 @@
 
 use super::jwks::{FETCH_INTERVAL_MS, Jwks, KeySet, Renewed};
 use crate::config::weir_toml;
+use crate::engine::catalog::SecretRef;
 use crate::engine::refusal::Refusal;
 use crate::store::callers::CallerKey;
-use crate::store::vault::resolve_plain;
+use crate::store::secret::Secret;
 use arc_swap::ArcSwap;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde_json::{Map, Value};
@@ -111,12 +112,13 @@ impl fmt::Debug for Jwt {
 }
 
 impl Jwt {
-    /// Reads the secret, when there is one; an issuer's keys are fetched with the first token.
-    pub fn new(settings: &weir_toml::Jwt) -> Result<Jwt, String> {
+    /// Reads the secret, when there is one, by `resolve`; an issuer's keys are fetched with the first token. `Err`: the secret cannot be
+    /// read or is too short; names its key.
+    pub fn new(settings: &weir_toml::Jwt, resolve: impl FnOnce(&SecretRef) -> Result<Secret, String>) -> Result<Jwt, String> {
         let keys = match &settings.keys {
             weir_toml::JwtKeys::Jwks(url) => Keys::Published(Jwks::new(url)),
             weir_toml::JwtKeys::Secret(reference) => {
-                let secret = resolve_plain(reference).map_err(|why| format!("auth.jwt.secret: {why}"))?;
+                let secret = resolve(reference).map_err(|why| format!("auth.jwt.secret: {why}"))?;
                 if secret.expose().len() < SECRET_MIN {
                     return Err(format!(
                         "auth.jwt.secret: must have at least {SECRET_MIN} bytes: a shorter one can be guessed from a token"

@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::weir_toml::{Claims, JwtKeys};
 use crate::engine::catalog::SecretRef;
+use crate::store::vault::resolve_plain;
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::json;
@@ -101,7 +102,7 @@ impl Issuer {
 
     fn jwt(&self) -> Jwt {
         let claims = Claims { user: "sub".into(), account: None, tier: Some("subscription_tier".into()) };
-        Jwt::new(&settings(JwtKeys::Jwks(self.url.as_str().into()), claims)).unwrap()
+        Jwt::new(&settings(JwtKeys::Jwks(self.url.as_str().into()), claims), resolve_plain).unwrap()
     }
 
     fn fetches(&self) -> usize {
@@ -354,7 +355,7 @@ async fn keycloak_tokens_are_mapped() {
         ("sub", Some("azp"), Some("resource_access.account.roles"), ("jwt:f3b0c1de-6a0f-4a6b-9b53-2a2b4d7f2a11", "shop-frontend", None)),
     ] {
         let claims = Claims { user: user.into(), account: account.map(Box::from), tier: tier.map(Box::from) };
-        let jwt = Jwt::new(&settings(JwtKeys::Jwks(issuer.url.as_str().into()), claims)).unwrap();
+        let jwt = Jwt::new(&settings(JwtKeys::Jwks(issuer.url.as_str().into()), claims), resolve_plain).unwrap();
         jwt.use_tiers(tiers());
         let caller = jwt.verify(&pair.sign(&keycloak()), NOW).await.unwrap();
         assert_eq!((&*caller.id, &*caller.account_id, caller.tier.as_deref()), expected);
@@ -367,7 +368,7 @@ async fn a_shared_secret() {
     let path = folder.path().join("secret");
     let shared = || {
         let claims = Claims { user: "sub".into(), account: None, tier: None };
-        Jwt::new(&settings(JwtKeys::Secret(SecretRef::File(path.display().to_string().into())), claims))
+        Jwt::new(&settings(JwtKeys::Secret(SecretRef::File(path.display().to_string().into())), claims), resolve_plain)
     };
     std::fs::write(&path, "too short").unwrap();
     assert!(shared().unwrap_err().contains("at least 32"));
