@@ -280,13 +280,8 @@ impl Gateway {
     /// own keys: a configuration is not worse for what a machine lacks.
     fn read_keys(&self, catalog: &Catalog) {
         let references = catalog.providers.values().filter_map(|provider| provider.key.clone());
-        match self.key_ring.read(&self.store, references) {
-            Ok(platform) => {
-                for (_, what) in &platform.problems {
-                    log_lines::event(Severity::Warn, "provider key missing", what);
-                }
-                self.key_ring.install(platform);
-            }
+        match self.key_ring.load(&self.store, references) {
+            Ok(problems) => problems.iter().for_each(|(_, what)| log_lines::event(Severity::Warn, "provider key missing", what)),
             Err(error) => log_lines::event(Severity::Error, "provider keys cannot be read", &error.to_string()),
         }
     }

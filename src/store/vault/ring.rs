@@ -41,14 +41,6 @@ pub struct KeyRing {
     saving: Saving<OwnRow>,
 }
 
-/// Platform keys that were read and are not in use yet.
-pub struct Platform {
-    wanted: Vec<SecretRef>,
-    keys: HashMap<SecretRef, Arc<Secret>>,
-    /// What could not be read, and why. Names references, never a key.
-    pub problems: Vec<(SecretRef, String)>,
-}
-
 /// A user's own key at a provider.
 #[derive(Clone)]
 pub struct OwnKey {
@@ -152,32 +144,27 @@ impl KeyRing {
         map.get(account)?.iter().find(|row| *row.provider == *provider).map(|row| row.state.clone())
     }
 
-    /// Reads references without using them yet: a reload checks first and [installs](KeyRing::install) together with the rest.
-    /// Blocking.
-    pub fn read(&self, store: &Store, references: impl IntoIterator<Item = SecretRef>) -> Result<Platform> {
-        let mut wanted: Vec<SecretRef> = references.into_iter().collect();
+    /// Reads references and uses what they lead to in the place of those before. Returns what could not be read, and why: references by
+    /// name, never a key. With an error of the store all stays as it was. Blocking.
+    pub fn load(&self, store: &Store, references: impl IntoIterator<Item = SecretRef>) -> Result<Vec<(SecretRef, String)>> {
+        // From before the first read: a change that is followed meanwhile would be replaced by what was read before it.
+        let mut wanted = self.wanted.lock();
+        let (mut keys, mut problems) = (HashMap::new(), Vec::new());
         let mut unique = HashSet::new();
-        wanted.retain(|reference| unique.insert(reference.clone()));
-        let mut platform = Platform { keys: HashMap::new(), problems: Vec::new(), wanted: Vec::new() };
-        for reference in &wanted {
+        let references: Vec<SecretRef> = references.into_iter().filter(|reference| unique.insert(reference.clone())).collect();
+        for reference in &references {
             let found = match reference {
                 SecretRef::Vault(name) => self.vaulted(store, name)?,
                 plain => resolve_plain(plain),
             };
             match found {
-                Ok(secret) => drop(platform.keys.insert(reference.clone(), Arc::new(secret))),
-                Err(why) => platform.problems.push((reference.clone(), why)),
+                Ok(secret) => drop(keys.insert(reference.clone(), Arc::new(secret))),
+                Err(why) => problems.push((reference.clone(), why)),
             }
         }
-        platform.wanted = wanted;
-        Ok(platform)
-    }
-
-    /// Uses what was read.
-    pub fn install(&self, platform: Platform) {
-        let mut wanted = self.wanted.lock();
-        *wanted = platform.wanted;
-        self.platform.store(Arc::new(platform.keys));
+        *wanted = references;
+        self.platform.store(Arc::new(keys));
+        Ok(problems)
     }
 
     /// The platform's key of a name.
@@ -342,12 +329,6 @@ impl fmt::Debug for KeyRing {
     }
 }
 
-impl fmt::Debug for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Platform").field("keys", &self.keys.len()).field("problems", &self.problems).finish()
-    }
-}
-
 impl fmt::Debug for OwnKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "OwnKey({} {})", self.row.provider, self.row.name)
@@ -416,7 +397,7 @@ mod tests {
         let reference = SecretRef::Vault("openai".into());
         let ring = KeyRing::throw_away(masters(1, None));
         ring.reload(&store).unwrap();
-        ring.install(ring.read(&store, [reference.clone()]).unwrap());
+        ring.load(&store, [reference.clone()]).unwrap();
         rotate(&store, &masters(2, Some(1)), ACTOR, 2).unwrap();
         for _ in 0..2 {
             ring.refresh(&store, "a").unwrap();
@@ -450,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn platform_keys_are_read_first_and_installed_later() {
+    fn platform_keys_are_read_and_follow() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("key"), "from a file\n").unwrap();
         let file = SecretRef::File(folder.path().join("key").display().to_string().into());
@@ -458,10 +439,8 @@ mod tests {
         let store = Store::in_memory().unwrap();
         put(&store, PLATFORM, KEY, None, 1);
         let ring = KeyRing::throw_away(masters(1, None));
-        let read = ring.read(&store, [file.clone(), vault.clone(), missing.clone(), file.clone()]).unwrap();
-        assert_eq!(read.problems.len(), 1);
-        assert!(ring.platform(&file).is_none());
-        ring.install(read);
+        let problems = ring.load(&store, [file.clone(), vault.clone(), missing.clone(), file.clone()]).unwrap();
+        assert_eq!(problems.len(), 1);
         assert_eq!(ring.platform(&file).unwrap().expose(), "from a file");
         assert_eq!(ring.platform(&vault).unwrap().expose(), KEY);
         assert!(ring.platform(&missing).is_none());
@@ -472,7 +451,21 @@ mod tests {
         remove(&store, PLATFORM, "openai", ACTOR, 3).unwrap();
         ring.refresh(&store, PLATFORM).unwrap();
         assert!(ring.platform(&vault).is_none() && ring.platform(&file).is_some());
-        assert!(KeyRing::without_vault().read(&store, [vault]).unwrap().problems[0].1.contains("weir vault set"));
+        assert!(KeyRing::without_vault().load(&store, [vault]).unwrap()[0].1.contains("weir vault set"));
+    }
+
+    #[test]
+    fn a_change_waits_for_what_is_being_loaded() {
+        let store = Store::in_memory().unwrap();
+        put(&store, PLATFORM, KEY, None, 1);
+        let (ring, reference) = (KeyRing::throw_away(masters(1, None)), SecretRef::Vault("openai".into()));
+        let references = std::iter::once_with(|| {
+            assert!(ring.wanted.is_locked(), "what is read here could be installed behind a later change");
+            reference.clone()
+        });
+        assert!(ring.load(&store, references).unwrap().is_empty());
+        assert!(!ring.wanted.is_locked());
+        assert_eq!(ring.platform(&reference).unwrap().expose(), KEY);
     }
 
     #[test]
