@@ -5,7 +5,7 @@
 
 mod levels;
 mod models;
-pub(super) use models::NO_PRICE;
+pub(super) use models::{NO_PRICE, RESERVED};
 mod providers;
 mod tiers;
 
@@ -30,7 +30,7 @@ const MAX_HINTS: u32 = 100;
 const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Names travel in response headers and metric labels.
-const MAX_NAME_BYTES: usize = 200;
+pub(super) const MAX_NAME_BYTES: usize = 200;
 
 /// Reads `routing.toml`. `routing_file` is its path as the operator named it: problems are reported under it, and relative paths
 /// in it are taken from its folder.

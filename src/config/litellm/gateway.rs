@@ -4,6 +4,8 @@ use super::rates::{Taken, Written};
 use super::yaml::{Node, Value};
 use super::{Import, Known, provider, quoted};
 use crate::config::problem::Problem;
+use crate::config::routing::{MAX_NAME_BYTES, RESERVED};
+use crate::engine::catalog::is_of_a_name;
 use std::collections::BTreeMap;
 
 /// What stands in for something only the operator knows. Reserved by RFC 2606: it never resolves.
@@ -21,7 +23,21 @@ struct Reader<'f> {
     left: Vec<Problem>,
     providers: Vec<Endpoint>,
     models: Vec<Model>,
+    /// Aliases with the models they stand for.
+    aliases: Vec<(String, String)>,
+    /// `[retry]`, as text.
+    settings: String,
+    timeouts: Timeouts,
     prices: BTreeMap<String, Written>,
+}
+
+/// Every provider's, in milliseconds; `None`: weir's own.
+#[derive(Default)]
+struct Timeouts {
+    total_ms: Option<u64>,
+    first_event_ms: Option<u64>,
+    /// Line and path of what gave `first_event_ms`.
+    first_event_at: (usize, String),
 }
 
 /// A provider to be. No `Debug`: a key may be in it.
@@ -65,12 +81,20 @@ struct Target {
 }
 
 pub(super) fn config(file: &str, root: &Node) -> Result<Import, Problem> {
-    let mut reader = Reader { file, left: Vec::new(), providers: Vec::new(), models: Vec::new(), prices: BTreeMap::new() };
+    let mut reader = Reader {
+        file,
+        left: Vec::new(),
+        providers: Vec::new(),
+        models: Vec::new(),
+        aliases: Vec::new(),
+        settings: String::new(),
+        timeouts: Timeouts::default(),
+        prices: BTreeMap::new(),
+    };
     if root.at("model_list").is_none() {
         let what = "no model_list in it: neither a config.yaml nor a price table".to_owned();
         return Err(Problem { file: file.to_owned(), line: root.line, key: String::new(), what });
     }
-    let mut settings = String::new();
     for (key, node) in root.entries() {
         match key.as_str() {
             "model_list" => node.items().iter().for_each(|item| reader.deployment(item)),
@@ -78,14 +102,23 @@ pub(super) fn config(file: &str, root: &Node) -> Result<Import, Problem> {
             _ => reader.not_carried(key, node),
         }
     }
-    // Behind the models, whatever the order in the file: fallbacks name them.
-    let mut timeouts = Vec::new();
-    for section in ["litellm_settings", "router_settings"] {
-        for (key, node) in root.at(section).map(Node::entries).unwrap_or_default() {
-            reader.setting(section, key, node, &mut settings, &mut timeouts);
-        }
+    // Behind the models, whatever the order in the file. Aliases are names that fallbacks use and have their model's fallbacks; the default
+    // ones are for models that have none after that.
+    let sections = ["litellm_settings", "router_settings"].into_iter();
+    let entries = sections.flat_map(|section| {
+        let entries = root.at(section).map(Node::entries).unwrap_or_default();
+        entries.iter().map(move |(key, node)| (format!("{section}.{key}"), key.as_str(), node))
+    });
+    let (aliases, rest): (Vec<_>, Vec<_>) = entries.partition(|(_, key, _)| *key == "model_group_alias");
+    let (defaults, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, key, _)| *key == "default_fallbacks");
+    aliases.iter().for_each(|(path, _, node)| reader.aliases(path, node));
+    rest.iter().for_each(|(path, key, node)| reader.setting(path, key, node));
+    reader.alias_fallbacks();
+    for (index, (path, _, node)) in defaults.iter().enumerate() {
+        if index == 0 { reader.default_fallbacks(path, node) } else { reader.not_carried(path, node) }
     }
-    let routing = reader.routing(&settings, &timeouts);
+    reader.order_timeouts();
+    let routing = reader.routing();
     let mut prices = String::from("# Dollars per million tokens.\n");
     reader.prices.iter().for_each(|(name, written)| written.print(name, &mut prices));
     Ok(Import { routing: Some(routing), prices, left: reader.left })
@@ -123,8 +156,8 @@ impl Reader<'_> {
             let what = "a pattern is not carried over: names nobody configured go to the provider they suggest ([routing] infer = true)";
             return self.note(item.line, &path, what);
         }
-        if name.is_empty() || name.len() > 200 || !name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\') {
-            return self.note(item.line, &path, "a model's name is visible ASCII without spaces, quotes and backslashes");
+        if let Some(what) = wrong_name(name) {
+            return self.note(item.line, &path, what);
         }
         let prefixed =
             params.at("custom_llm_provider").and_then(Node::text).map(|theirs| (theirs, model)).or_else(|| model.split_once('/'));
@@ -250,44 +283,56 @@ impl Reader<'_> {
         if known.kind == "ollama" && !has_path { format!("{url}/v1") } else { url.to_owned() }
     }
 
-    fn setting(&mut self, section: &str, key: &str, node: &Node, settings: &mut String, timeouts: &mut Vec<String>) {
-        let path = format!("{section}.{key}");
-        let seconds = || node.text().and_then(seconds);
+    fn setting(&mut self, path: &str, key: &str, node: &Node) {
+        let time = || node.text().and_then(milliseconds);
         match key {
-            "fallbacks" | "context_window_fallbacks" => self.fallbacks(&path, node),
-            "default_fallbacks" => {
-                for name in (0..self.models.len()).map(|index| self.models[index].name.clone()).collect::<Vec<_>>() {
-                    self.fall_back(&path, node.line, &name, node);
-                }
+            "fallbacks" => self.fallbacks(path, node),
+            "context_window_fallbacks" => {
+                self.fallbacks(path, node);
+                self.note(node.line, path, "became fallbacks like any other: weir takes them whatever failed, not for long prompts alone");
             }
-            "model_group_alias" => self.aliases(&path, node),
             "num_retries" => match node.text().and_then(|text| text.parse::<u64>().ok()) {
-                Some(retries) if !settings.contains("max_attempts") => {
-                    settings.push_str(&format!("max_attempts = {}\n", (retries + 1).min(20)))
+                Some(retries) if !self.settings.contains("max_attempts") => {
+                    self.settings.push_str(&format!("max_attempts = {}\n", retries.saturating_add(1).min(20)))
                 }
-                _ => self.not_carried(&path, node),
+                _ => self.not_carried(path, node),
             },
-            "cooldown_time" => match seconds() {
-                Some(time) if !settings.contains("cooldown") => settings.push_str(&format!("cooldown = {time}\n")),
-                _ => self.not_carried(&path, node),
+            "cooldown_time" => match time() {
+                Some(time) if !self.settings.contains("cooldown") => {
+                    self.settings.push_str(&format!("cooldown = {}\n", written_time(time)))
+                }
+                _ => self.not_carried(path, node),
             },
-            "request_timeout" | "timeout" => match seconds() {
-                Some(time) if !timeouts.iter().any(|set| set.starts_with("total")) => timeouts.push(format!("total = {time}")),
-                _ => self.not_carried(&path, node),
+            "request_timeout" | "timeout" => match time() {
+                Some(time) if self.timeouts.total_ms.is_none() => self.timeouts.total_ms = Some(time),
+                _ => self.not_carried(path, node),
             },
-            "stream_timeout" => match seconds() {
-                Some(time) => timeouts.push(format!("first_event = {time}")),
-                None => self.not_carried(&path, node),
+            "stream_timeout" => match time() {
+                Some(time) if self.timeouts.first_event_ms.is_none() => {
+                    self.timeouts.first_event_ms = Some(time);
+                    self.timeouts.first_event_at = (node.line, path.to_owned());
+                }
+                _ => self.not_carried(path, node),
             },
             "routing_strategy" => match node.text() {
                 Some("simple-shuffle") => {}
                 _ => self.note(
                     node.line,
-                    &path,
+                    path,
                     "not carried over: choose a strategy per model (weighted, least-latency, least-cost, least-busy)",
                 ),
             },
-            _ => self.not_carried(&path, node),
+            _ => self.not_carried(path, node),
+        }
+    }
+
+    /// weir refuses a first event that may take longer than the whole: lowers it to that.
+    fn order_timeouts(&mut self) {
+        let Timeouts { total_ms: Some(total), first_event_ms: Some(first), .. } = self.timeouts else { return };
+        if first > total {
+            self.timeouts.first_event_ms = Some(total);
+            let (line, path) = std::mem::take(&mut self.timeouts.first_event_at);
+            self.note(line, &path, format!("is longer than the whole request may take: lowered to {}", written_time(total)));
         }
     }
 
@@ -316,27 +361,48 @@ impl Reader<'_> {
         }
     }
 
-    /// `{alias: name}` or `{alias: {model: name, hidden: …}}`
+    /// For the models that have no fallbacks of their own.
+    fn default_fallbacks(&mut self, path: &str, node: &Node) {
+        let without: Vec<String> = self.models.iter().filter(|model| model.fallback.is_empty()).map(|model| model.name.clone()).collect();
+        without.iter().for_each(|name| self.fall_back(path, node.line, name, node));
+        self.note(node.line, path, "became the fallbacks of every model without its own: a model that is added later does not get them");
+    }
+
+    /// `{alias: name}` or `{alias: {model: name, hidden: …}}`. Their fallbacks come later: [`Reader::alias_fallbacks`].
     fn aliases(&mut self, path: &str, node: &Node) {
         for (alias, target) in node.entries() {
+            let path = format!("{path}.{alias}");
+            if let Some(what) = wrong_name(alias) {
+                self.note(target.line, &path, what);
+                continue;
+            }
             let name = target.text().or_else(|| target.at("model").and_then(Node::text)).unwrap_or_default();
             let taken = self.models.iter().any(|model| model.name == *alias);
             match self.models.iter().find(|model| model.name == name).filter(|_| !taken) {
                 Some(model) => {
-                    let copy = Model { name: alias.clone(), targets: model.targets.clone(), fallback: model.fallback.clone(), ..*model };
+                    let copy = Model { name: alias.clone(), targets: model.targets.clone(), fallback: Vec::new(), ..*model };
                     self.models.push(copy);
+                    self.aliases.push((alias.clone(), name.to_owned()));
                 }
-                None => self.note(
-                    target.line,
-                    &format!("{path}.{alias}"),
-                    "an alias of no model that was carried over, or of another model's name",
-                ),
+                None => self.note(target.line, &path, "an alias of no model that was carried over, or of another model's name"),
             }
         }
     }
 
-    fn routing(&mut self, settings: &str, timeouts: &[String]) -> String {
+    /// An alias without fallbacks of its own has its model's.
+    fn alias_fallbacks(&mut self) {
+        for (alias, name) in std::mem::take(&mut self.aliases) {
+            let of = self.models.iter().find(|model| model.name == name).map(|model| model.fallback.clone()).unwrap_or_default();
+            if let Some(model) = self.models.iter_mut().find(|model| model.name == alias && model.fallback.is_empty()) {
+                model.fallback = of.into_iter().filter(|other| *other != alias).collect();
+            }
+        }
+    }
+
+    fn routing(&mut self) -> String {
         let mut out = String::from("# Made from a LiteLLM configuration.\n");
+        let timeouts = [("total", self.timeouts.total_ms), ("first_event", self.timeouts.first_event_ms)];
+        let timeouts: Vec<String> = timeouts.iter().filter_map(|(key, ms)| Some(format!("{key} = {}", written_time((*ms)?)))).collect();
         for provider in &self.providers {
             let place = &provider.place;
             out.push_str(&format!("\n[provider.{}]\nkind = \"{}\"\n", provider.name, place.kind));
@@ -376,8 +442,8 @@ impl Reader<'_> {
                 out.push_str(&format!("max_output = {output}\n"));
             }
         }
-        if !settings.is_empty() {
-            out.push_str(&format!("\n[retry]\n{settings}"));
+        if !self.settings.is_empty() {
+            out.push_str(&format!("\n[retry]\n{}", self.settings));
         }
         unpriced.sort();
         unpriced.dedup();
@@ -424,8 +490,22 @@ fn key(known: &Known, params: &Node) -> Key {
     }
 }
 
-/// Seconds, possibly with decimals, as a time between a millisecond and a day.
-fn seconds(text: &str) -> Option<String> {
+/// What is wrong with a model's or an alias's name, by the rules of `[model.…]`.
+fn wrong_name(name: &str) -> Option<String> {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(is_of_a_name) {
+        let what = format!("a model's name has 1 to {MAX_NAME_BYTES} characters, visible ASCII without spaces, quotes and backslashes");
+        return Some(what);
+    }
+    name.starts_with(RESERVED).then(|| "weir/… asks for a power level, so a model cannot be named so".to_owned())
+}
+
+/// Seconds, possibly with decimals, as milliseconds: at least one, at most a day.
+fn milliseconds(text: &str) -> Option<u64> {
     let (ms, _) = crate::engine::money::number(text, 3)?;
-    (1..=86_400_000).contains(&ms).then(|| if ms % 1_000 == 0 { format!("\"{}s\"", ms / 1_000) } else { format!("\"{ms}ms\"") })
+    u64::try_from(ms).ok().filter(|ms| (1..=86_400_000).contains(ms))
+}
+
+/// A time as TOML has it.
+fn written_time(ms: u64) -> String {
+    if ms.is_multiple_of(1_000) { format!("\"{}s\"", ms / 1_000) } else { format!("\"{ms}ms\"") }
 }

@@ -170,3 +170,58 @@ fn what_is_neither_is_refused() {
     check("foo: 1", "no model_list in it");
     check("", "nothing in it");
 }
+
+/// The configuration of two models `a` and `b`, with `rest` behind it: what it becomes, and its notes.
+fn with_rest(rest: &str) -> (crate::engine::catalog::Catalog, Vec<String>) {
+    let models = ["a", "b"].map(|name| format!("  - model_name: {name}\n    litellm_params: {{model: openai/{name}}}\n")).concat();
+    let import = import("config.yaml", &format!("model_list:\n{models}{rest}")).unwrap();
+    let (prices, _) = prices::parse("prices.toml", &import.prices);
+    let text = import.routing.unwrap();
+    let (catalog, problems) = routing::parse("routing.toml", &text, &prices);
+    assert_eq!(problems, [], "{text}");
+    (catalog, import.left.iter().map(|problem| format!("{}: {}", problem.key, problem.what)).collect())
+}
+
+fn has(left: &[String], expected: &str) {
+    assert!(left.iter().any(|line| line.contains(expected)), "{expected}\nis not in\n{}", left.join("\n"));
+}
+
+#[test]
+fn timeouts_are_written_once_and_in_order() {
+    let (catalog, left) =
+        with_rest("litellm_settings: {request_timeout: 60, stream_timeout: 90.5}\nrouter_settings: {timeout: 30, stream_timeout: 20}\n");
+    let timeouts = &catalog.providers["openai"].timeouts;
+    assert_eq!((timeouts.total.as_secs(), timeouts.first_event.as_secs()), (60, 60));
+    has(&left, "litellm_settings.stream_timeout: is longer than the whole request may take: lowered to \"60s\"");
+    has(&left, "router_settings.stream_timeout: not carried over");
+    has(&left, "router_settings.timeout: not carried over");
+    // The whole may be told behind it, and in the other section.
+    let (catalog, left) = with_rest("litellm_settings: {stream_timeout: 20.5}\nrouter_settings: {timeout: 60}\n");
+    assert_eq!(catalog.providers["openai"].timeouts.first_event.as_millis(), 20_500);
+    assert!(!left.iter().any(|line| line.contains("timeout")), "{left:?}");
+}
+
+#[test]
+fn an_alias_has_a_models_name_and_its_fallbacks() {
+    let rest = "router_settings:\n  model_group_alias: {\"c\": a, \"d\": a, \"with space\": a, \"weir/top\": a, \"\": a, e: gone}\n  \
+                fallbacks: [{a: [b, c]}, {d: [c]}]\n";
+    let (catalog, left) = with_rest(rest);
+    let fallback = |name: &str| catalog.models[name].fallback.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+    assert_eq!((fallback("a"), fallback("c"), fallback("d")), (vec!["b".into(), "c".into()], vec!["b".into()], vec!["c".into()]));
+    assert_eq!(catalog.models.len(), 4);
+    has(&left, "model_group_alias.with space: a model's name");
+    has(&left, "model_group_alias.: a model's name");
+    has(&left, "model_group_alias.weir/top: weir/… asks for a power level");
+    has(&left, "model_group_alias.e: an alias of no model");
+}
+
+#[test]
+fn fallbacks_of_another_meaning_are_listed() {
+    let rest = "litellm_settings:\n  default_fallbacks: [b]\n  context_window_fallbacks: [{a: [c]}]\nrouter_settings:\n  \
+                model_group_alias: {c: b}\n";
+    let (catalog, left) = with_rest(rest);
+    let fallback = |name: &str| catalog.models[name].fallback.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+    assert_eq!((fallback("a"), fallback("b"), fallback("c")), (vec!["c".to_owned()], vec![], vec!["b".to_owned()]));
+    has(&left, "litellm_settings.context_window_fallbacks: became fallbacks like any other");
+    has(&left, "litellm_settings.default_fallbacks: became the fallbacks of every model without its own");
+}

@@ -7,7 +7,7 @@ use crate::engine::tokens;
 use std::sync::Arc;
 
 /// Levels are asked for as `weir/<level>`, so no model may be.
-const RESERVED: &str = "weir/";
+pub(in crate::config) const RESERVED: &str = "weir/";
 
 /// More latency than this, in percent, outweighs a warm prompt cache: a cache read saves most of the input's cost and time, so
 /// a target may be half as slow again before another is better.
