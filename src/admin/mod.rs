@@ -167,6 +167,9 @@ fn refresh_gauges(gateway: &Gateway) {
     metrics.ledger_pending.set(health.pending as i64);
     metrics.ledger_stuck.set(i64::from(health.stuck));
     metrics.export_pending.set(gateway.exports.pending.load(Ordering::Relaxed) as i64);
+    for sink in crate::export::sinks(&gateway.settings) {
+        metrics.export_dead.with_label_values(&[sink.name()]).set(gateway.exports.lag(sink).dead() as i64);
+    }
     let oldest_ms = gateway.exports.oldest_ms.load(Ordering::Relaxed);
     metrics.export_oldest.set(if oldest_ms == 0 { 0.0 } else { now_ms.saturating_sub(oldest_ms) as f64 / 1000.0 });
     for provider in gateway.catalog.load().providers.values() {

@@ -1,6 +1,6 @@
 //! The command line: which commands there are, and what they have in common.
 
-use super::{Failure, check, demo, import, key, route, serve, usage, vault};
+use super::{Failure, check, demo, export, import, key, route, serve, usage, vault};
 use crate::config::problem::Problem;
 use crate::config::weir_toml::{self, Settings};
 use clap::{Parser, Subcommand};
@@ -67,6 +67,13 @@ enum Command {
         #[command(flatten)]
         usage: usage::UsageArgs,
     },
+    /// Rows on their way to billing systems
+    Export {
+        #[command(flatten)]
+        config: Config,
+        #[command(flatten)]
+        export: export::ExportArgs,
+    },
     /// Make routing.toml and prices.toml from another gateway's files
     Import {
         #[command(flatten)]
@@ -124,6 +131,10 @@ fn run(command: Command) -> Result<(), Failure> {
             vault::run(vault, &context, &mut std::io::stdin().lock(), &mut out)
         }
         Command::Usage { config, usage } => usage::run(usage, &crate::app::open_store(&settings(&config.path)?)?, &mut out),
+        Command::Export { config, export } => {
+            let settings = settings(&config.path)?;
+            export::run(export, &crate::app::open_store(&settings)?, &crate::export::sinks(&settings), &mut out)
+        }
         Command::Import { import } => import::run(&import, &mut out),
     }
 }

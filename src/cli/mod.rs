@@ -4,6 +4,7 @@ mod check;
 mod commands;
 mod demo;
 pub mod demo_provider;
+mod export;
 mod import;
 pub mod key;
 mod route;

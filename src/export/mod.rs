@@ -3,8 +3,9 @@
 //! A row's place in the outbox is written in the same transaction as the row. An [`Exporter`] reads the outbox from its
 //! beginning, sends, and deletes what was acknowledged; so nothing is skipped, and what is sent twice after a crash or a
 //! lost answer carries the same id and the same time. What the other side will never take goes to the table of dead
-//! letters with its reason, and the rest goes on; any other failure holds everything back, so that the order of an
-//! account's events stays, and is tried again with growing pauses.
+//! letters with its reason, and the rest goes on ([`revive`] brings them back); any other failure holds everything back, so
+//! that the order of an account's events stays, and is tried again with growing pauses. Only the billing system itself can
+//! refuse for good: it says so in JSON, and what stands in front of it (a proxy, a firewall) does not.
 
 pub mod lago;
 pub mod openmeter;
@@ -88,6 +89,15 @@ enum Answer {
     Later(String, Option<Duration>),
 }
 
+/// What became of dead letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revived {
+    /// They wait in the outbox again.
+    pub waiting: usize,
+    /// Their rows are no longer in the ledger.
+    pub gone: usize,
+}
+
 /// An event and its place in the outbox.
 #[derive(Debug, Clone)]
 struct Letter {
@@ -116,7 +126,7 @@ impl Lag {
         }
     }
 
-    /// Dead letters.
+    /// Dead letters (`weir_export_dead`).
     pub fn dead(&self) -> u64 {
         self.dead.load(Ordering::Relaxed)
     }
@@ -212,8 +222,10 @@ impl Exporter {
             200..=299 => Answer::Taken,
             _ if already_there => Answer::Taken,
             // The event itself: a body they cannot read, too large, or that fails their rules.
-            400 | 413 | 415 | 422 => Answer::Rejected(self.clean(&format!("{status}: {body}"))),
-            // Everything else may pass: their trouble, our key, a wrong address. An operator mends it; nothing is lost.
+            400 | 413 | 415 | 422 if is_own_error(&body) => Answer::Rejected(self.clean(&format!("{status}: {body}"))),
+            // Too large for a proxy in front: one by one they may pass, and none is given up for that.
+            413 if letters.len() > 1 => Answer::Rejected(String::new()),
+            // Everything else may pass: their trouble, our key, a wrong address, a proxy's refusal. An operator mends it; nothing is lost.
             _ => Answer::Later(self.clean(&format!("{status}: {body}")), after),
         }
     }
@@ -293,16 +305,24 @@ impl Pauses {
     }
 }
 
-/// Puts the dead letters of a sink back at the end of its outbox, once what was wrong is mended. Returns how many. Blocking.
-pub fn revive(store: &Store, sink: Sink) -> store::Result<usize> {
+/// Puts the dead letters of a sink back into its outbox, once what was wrong is mended. Those whose rows retention has
+/// deleted cannot be sent any more and are forgotten. Blocking.
+pub fn revive(store: &Store, sink: Sink) -> store::Result<Revived> {
     store.write(|tx| {
-        let count = tx.execute(
-            "INSERT INTO outbox (sink, ledger_id, stored_ms) SELECT sink, ledger_id, at_ms FROM export_dead WHERE sink = ? ORDER BY ledger_id",
+        // The request's id as well: the ledger gives a row's number anew once it is empty.
+        let waiting = tx.execute(
+            "INSERT INTO outbox (sink, ledger_id, stored_ms) SELECT sink, ledger_id, at_ms FROM export_dead AS dead WHERE sink = ?
+             AND EXISTS (SELECT 1 FROM ledger WHERE id = dead.ledger_id AND request_id = dead.request_id) ORDER BY ledger_id",
             [sink as i64],
         )?;
-        tx.execute("DELETE FROM export_dead WHERE sink = ?", [sink as i64])?;
-        Ok(count)
+        let dead = tx.execute("DELETE FROM export_dead WHERE sink = ?", [sink as i64])?;
+        Ok(Revived { waiting, gone: dead.saturating_sub(waiting) })
     })
+}
+
+/// Whether an answer is a billing system's own error document: Lago's and OpenMeter's (RFC 7807) are JSON objects.
+fn is_own_error(body: &str) -> bool {
+    serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(body).is_ok()
 }
 
 fn letters(store: &Store, sink: Sink) -> store::Result<Vec<Letter>> {

@@ -19,6 +19,8 @@ enum Act {
     Serve,
     /// Answers this and takes nothing.
     Status(u16),
+    /// A proxy in front answers this; the billing system sees nothing.
+    Front(u16),
     /// Closes before it reads.
     Close,
     /// Takes the events and closes without an answer.
@@ -121,6 +123,9 @@ async fn answer(mut socket: TcpStream, act: Act, billing: &Mutex<Billing>) {
             (status, text, false)
         }
         Act::Status(status) => (status, "{\"error\":\"on purpose\"}".into(), false),
+        Act::Front(status) => {
+            (status, format!("<html><title>{status} The plain HTTP request was sent to HTTPS port</title></html>"), false)
+        }
         Act::QuoteKey => (500, format!("bad key {KEY}"), false),
         Act::TakeAndCut => {
             let (status, text) = billing.lock().serve(&body);
@@ -234,6 +239,9 @@ async fn every_failure_is_survived_and_repeats_are_harmless() {
         Act::Status(429),
         Act::Status(401),
         Act::Status(404),
+        Act::Front(400),
+        Act::Front(413),
+        Act::Front(422),
         Act::Close,
         Act::TakeAndClose,
         Act::TakeAndCut,
@@ -261,6 +269,32 @@ async fn an_event_that_is_never_taken_is_dead_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
+async fn what_stands_in_front_refuses_nothing_for_good() {
+    for sink in [Sink::Lago, Sink::OpenMeter] {
+        for status in [400, 413, 415, 422] {
+            let store = store_with(1, sink);
+            let server = server(vec![Act::Front(status), Act::Status(status)], Billing::default()).await;
+            let mut exporter = exporter(&store, sink, &server.url);
+            assert!(exporter.step().await.unwrap().is_some(), "held back");
+            assert_eq!((exporter.lag.pending(), dead(&store)), (1, vec![]));
+            // The billing system's own word is taken.
+            assert_eq!(exporter.step().await.unwrap(), None);
+            assert_eq!(dead(&store).len(), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_large_for_a_proxy_goes_one_by_one() {
+    let store = store_with(3, Sink::Lago);
+    let server = server(vec![Act::Front(413)], Billing::default()).await;
+    let mut exporter = exporter(&store, Sink::Lago, &server.url);
+    assert_eq!(exporter.step().await.unwrap(), None);
+    let billing = server.billing.lock();
+    assert_eq!((billing.order.len(), billing.largest_batch), (3, 1));
+}
+
+#[tokio::test]
 async fn a_repeat_that_is_refused_as_such_was_delivered() {
     // The first batch is taken, its answer lost; sent again it is refused, and then each event says it is there already.
     check(Sink::Lago, true, vec![Act::TakeAndClose], &[]).await;
@@ -281,7 +315,7 @@ async fn the_lag_and_the_way_back_of_dead_letters() {
     assert_eq!((lag.pending(), lag.oldest_seconds(now_ms()), lag.dead()), (0, 0, 1));
     assert_eq!((exports.pending.load(Ordering::Relaxed), exports.oldest_ms.load(Ordering::Relaxed)), (0, 0));
     server.billing.lock().poison.clear();
-    assert_eq!(revive(&store, Sink::Lago).unwrap(), 1);
+    assert_eq!(revive(&store, Sink::Lago).unwrap(), Revived { waiting: 1, gone: 0 });
     drain(&mut exporter).await;
     assert_eq!((lag.dead(), server.billing.lock().taken.len()), (0, 5));
 }

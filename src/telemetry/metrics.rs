@@ -40,6 +40,8 @@ pub struct Metrics {
     pub export_pending: IntGauge,
     /// Age of the oldest row not yet exported.
     pub export_oldest: Gauge,
+    /// Rows that a billing system refused for good, by sink.
+    pub export_dead: IntGaugeVec,
     series: AllSeries,
 }
 
@@ -77,6 +79,9 @@ impl Metrics {
         registry.register(series.collector()?)?;
         let provider_state = IntGaugeVec::new(Opts::new("weir_provider_state", "0 cooling, 1 probing, 2 healthy"), &["provider"])?;
         registry.register(Box::new(provider_state.clone()))?;
+        let export_dead =
+            IntGaugeVec::new(Opts::new("weir_export_dead", "Rows refused for good; `weir export revive` sends them again"), &["sink"])?;
+        registry.register(Box::new(export_dead.clone()))?;
         let build_info = GaugeVec::new(Opts::new("weir_build_info", "Always 1; the labels tell the build"), &["version"])?;
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
         registry.register(Box::new(build_info))?;
@@ -96,6 +101,7 @@ impl Metrics {
             ledger_stuck: gauge("weir_ledger_stuck", "1: the journal cannot be written and admission has stopped")?,
             export_pending: gauge("weir_export_pending", "Rows waiting for export")?,
             export_oldest: seconds("weir_export_oldest_seconds", "Age of the oldest row waiting for export")?,
+            export_dead,
             series,
             registry,
         })

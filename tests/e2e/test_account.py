@@ -565,6 +565,7 @@ def test_export_to_lago_at_least_once_with_the_requests_id(world):
     assert all(headers["Authorization" if "Authorization" in headers else "authorization"] == "Bearer lago-secret-0123456789" for _, headers, _ in collector.requests)
     assert all(event["code"] == "llm_request" and event["external_subscription_id"] for event in collector.events)
     until(lambda: weir.metrics().sum("weir_export_pending") == 0, 10, "nothing pending")
+    assert weir.metrics().has("weir_export_dead") and weir.metrics().sum("weir_export_dead") == 0
     collector.server.shutdown()
 
 

@@ -67,6 +67,16 @@ pub enum Sink {
     OpenMeter = 2,
 }
 
+impl Sink {
+    /// Its name in the configuration, in commands and in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Sink::Lago => "lago",
+            Sink::OpenMeter => "openmeter",
+        }
+    }
+}
+
 /// How to run a ledger.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
