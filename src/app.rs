@@ -318,8 +318,9 @@ struct Keeper {
 impl BackgroundService for Keeper {
     async fn start(&self, mut shutdown: pingora_core::server::ShutdownWatch) {
         let gateway = self.gateway.clone();
-        crate::export::start_with(&gateway.store, &gateway.settings, &gateway.exports, |reference| {
-            resolve(&gateway.store, &gateway.key_ring, reference)
+        let keys = gateway.clone();
+        crate::export::start_with(&gateway.store, &gateway.settings, &gateway.exports, move |reference| {
+            resolve(&keys.store, &keys.key_ring, reference)
         });
         tokio::spawn(crate::proxy::probe::run(gateway.clone()));
         if let Some(jwt) = &gateway.jwt {

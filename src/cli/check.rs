@@ -27,6 +27,11 @@ pub fn run(config: &Path, out: &mut dyn Write) -> Result<(), Failure> {
         .filter_map(|provider| provider.key.as_ref().map(|key| (format!("provider.{}.key", provider.name), key)))
         .chain(settings.vault.master_key.as_ref().map(|key| ("vault.master_key".to_string(), key)))
         .chain(settings.admin_token.as_ref().map(|key| ("admin.token".to_string(), key)))
+        .chain(
+            [("lago", &settings.lago), ("openmeter", &settings.openmeter)]
+                .into_iter()
+                .filter_map(|(name, export)| export.as_ref()?.api_key.as_ref().map(|key| (format!("export.{name}.api_key"), key))),
+        )
         .collect();
     references.sort_by(|one, other| one.0.cmp(&other.0));
     for (key, reference) in references {
@@ -115,6 +120,13 @@ mod tests {
         let priced = "[provider.p]\nkind = \"openai\"\nkey = \"env:KEY\"\n[model.m]\ntargets = [{ provider = \"p\" }]\n";
         check(&[("weir.toml", ""), ("routing.toml", priced)], &["prices.toml:1: cannot be read: "]);
         check(&[("weir.toml", ""), ("routing.toml", priced), ("prices.toml", "")], &["routing.toml:5: model.m.targets"]);
+    }
+
+    #[test]
+    fn an_exports_key_that_is_not_there_is_told() {
+        let weir = "[export.lago]\nurl = \"https://lago.example\"\napi_key = \"env:WEIR_TEST_NO_SUCH_KEY\"\n";
+        let said = told(&[("weir.toml", weir), ("routing.toml", ""), ("prices.toml", "")]).unwrap();
+        assert!(said.starts_with("note: export.lago.api_key: the environment variable WEIR_TEST_NO_SUCH_KEY is not set\nok: "), "{said}");
     }
 
     #[test]

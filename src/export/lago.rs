@@ -73,13 +73,8 @@ mod tests {
 
     #[test]
     fn an_event_is_the_row() {
-        let to = Destination {
-            sink: Sink::Lago,
-            url: "http://lago/".into(),
-            api_key: None,
-            event: "llm_request".into(),
-            credit: Usd::parse("0.001").unwrap(),
-        };
+        let to =
+            Destination { sink: Sink::Lago, url: "http://lago/".into(), event: "llm_request".into(), credit: Usd::parse("0.001").unwrap() };
         let event = event(&to, &Letter { seq: 1, ledger_id: 1, row: full_row("01J") });
         assert_eq!(event["transaction_id"], "01J");
         assert_eq!(event["external_subscription_id"], "acme");

@@ -35,6 +35,9 @@ const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause, also when the other side asks for more.
 const BACK_OFF_MAX: Duration = Duration::from_secs(300);
 
+/// How often a key that is not there is looked for.
+const KEY_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How long a call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -51,8 +54,6 @@ pub struct Destination {
     pub sink: Sink,
     /// Its base URL without a trailing slash; a path is kept.
     pub url: String,
-    /// Its key, if it wants one.
-    pub api_key: Option<Secret>,
     /// Lago's event code, OpenMeter's event type.
     pub event: Box<str>,
     /// What a credit is worth: charges are sent in money too.
@@ -67,12 +68,20 @@ pub struct Lag {
     dead: AtomicU64,
 }
 
+/// Finds an export's key where it is kept; the error says why it is not there. Blocking.
+pub type FindKey = Arc<dyn Fn() -> Result<Secret, String> + Send + Sync>;
+
 /// One outbox's way out.
-#[derive(Debug)]
 pub struct Exporter {
     store: Store,
     client: reqwest::Client,
     to: Destination,
+    /// `None`: the other side wants no key.
+    find_key: Option<FindKey>,
+    /// The key as it was found last; `None`: it is to be found before the next batch.
+    key: Option<Secret>,
+    /// The log says that the key is waited for.
+    waits_for_key: bool,
     exports: Exports,
     lag: Arc<Lag>,
     pauses: Pauses,
@@ -132,11 +141,18 @@ impl Lag {
     }
 }
 
+impl std::fmt::Debug for Exporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exporter").field("to", &self.to).finish_non_exhaustive()
+    }
+}
+
 impl Exporter {
-    /// An exporter that has not begun. `client` makes the connections; `exports` is told how far behind it is.
-    pub fn new(store: &Store, client: reqwest::Client, to: Destination, exports: Exports) -> Exporter {
+    /// An exporter that has not begun. `client` makes the connections; `find_key` finds the key, if the other side wants one:
+    /// before the first batch, and again once it was refused; `exports` is told how far behind it is.
+    pub fn new(store: &Store, client: reqwest::Client, to: Destination, find_key: Option<FindKey>, exports: Exports) -> Exporter {
         let lag = exports.lag(to.sink).clone();
-        Exporter { store: store.clone(), client, to, exports, lag, pauses: Pauses::default() }
+        Exporter { store: store.clone(), client, to, find_key, key: None, waits_for_key: false, exports, lag, pauses: Pauses::default() }
     }
 
     /// Runs for ever. Cancel-safe: an event leaves the outbox only once it was acknowledged; what was sent and not yet
@@ -157,7 +173,11 @@ impl Exporter {
 
     /// Sends the next batch; how long to wait before the next one, `None`: not at all.
     async fn step(&mut self) -> store::Result<Option<Duration>> {
+        // First, for it measures as well: without a key one wants to see what waits.
         let letters = self.next_letters().await?;
+        if !self.has_key().await? {
+            return Ok(Some(KEY_INTERVAL));
+        }
         if letters.is_empty() {
             return Ok(Some(POLL_INTERVAL));
         }
@@ -188,8 +208,25 @@ impl Exporter {
         }
     }
 
+    /// Finds the key if it is not known; `false`: it is not there either.
+    async fn has_key(&mut self) -> store::Result<bool> {
+        let Some(find) = self.find_key.clone().filter(|_| self.key.is_none()) else { return Ok(true) };
+        match tokio::task::spawn_blocking(move || find()).await.map_err(|_| store::Error::Task)? {
+            Ok(key) => {
+                self.key = Some(key);
+                self.waits_for_key = false;
+            }
+            Err(what) => {
+                if !std::mem::replace(&mut self.waits_for_key, true) {
+                    log::warn!("export to {} waits for its key: {what}", self.to.name());
+                }
+            }
+        }
+        Ok(self.key.is_some())
+    }
+
     /// One event in a batch is bad: finds it, in order; stops where the other side fails.
-    async fn send_singly(&self, letters: Vec<Letter>) -> store::Result<Option<(String, Option<Duration>)>> {
+    async fn send_singly(&mut self, letters: Vec<Letter>) -> store::Result<Option<(String, Option<Duration>)>> {
         for letter in letters {
             let reason = match self.send(std::slice::from_ref(&letter)).await {
                 Answer::Taken => None,
@@ -201,12 +238,12 @@ impl Exporter {
         Ok(None)
     }
 
-    async fn send(&self, letters: &[Letter]) -> Answer {
+    async fn send(&mut self, letters: &[Letter]) -> Answer {
         let request = match self.to.sink {
             Sink::Lago => lago::request(&self.client, &self.to, letters),
             Sink::OpenMeter => openmeter::request(&self.client, &self.to, letters),
         };
-        let request = match &self.to.api_key {
+        let request = match &self.key {
             Some(key) => request.bearer_auth(key.expose()),
             None => request,
         };
@@ -225,14 +262,20 @@ impl Exporter {
             400 | 413 | 415 | 422 if is_own_error(&body) => Answer::Rejected(self.clean(&format!("{status}: {body}"))),
             // Too large for a proxy in front: one by one they may pass, and none is given up for that.
             413 if letters.len() > 1 => Answer::Rejected(String::new()),
-            // Everything else may pass: their trouble, our key, a wrong address, a proxy's refusal. An operator mends it; nothing is lost.
+            // The key may have been replaced where it is kept.
+            401 | 403 => {
+                let reason = self.clean(&format!("{status}: {body}"));
+                self.key = None;
+                Answer::Later(reason, after)
+            }
+            // Everything else may pass: their trouble, a wrong address, a proxy's refusal. An operator mends it; nothing is lost.
             _ => Answer::Later(self.clean(&format!("{status}: {body}")), after),
         }
     }
 
     /// A text from outside, cut to size and without the key, should it be quoted back.
     fn clean(&self, text: &str) -> String {
-        let text = match &self.to.api_key {
+        let text = match &self.key {
             Some(key) if !key.expose().is_empty() => text.replace(key.expose(), "***"),
             _ => text.to_owned(),
         };

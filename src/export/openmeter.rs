@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn an_event_is_the_row() {
-        let to = Destination { sink: Sink::OpenMeter, url: "http://om".into(), api_key: None, event: "request".into(), credit: Usd::ONE };
+        let to = Destination { sink: Sink::OpenMeter, url: "http://om".into(), event: "request".into(), credit: Usd::ONE };
         let event = event(&to, &Letter { seq: 1, ledger_id: 1, row: full_row("01J") });
         assert_eq!((event["specversion"].as_str(), event["id"].as_str()), (Some("1.0"), Some("01J")));
         assert_eq!((event["subject"].as_str(), event["type"].as_str()), (Some("acme"), Some("request")));

@@ -1,6 +1,6 @@
 //! From the configuration to running exports.
 
-use super::{Destination, Exporter, Lag};
+use super::{Destination, Exporter, FindKey, Lag};
 use crate::config::weir_toml::{Export, Settings};
 use crate::engine::catalog::{BaseUrl, SecretRef};
 use crate::store::Store;
@@ -48,19 +48,27 @@ pub fn start(store: &Store, settings: &Settings, exports: &Exports) {
     start_with(store, settings, exports, resolve_plain);
 }
 
-/// Starts a task for each configured export. `resolve` finds a key; an export whose key is not found does not run, which is
-/// logged, and its events wait. Must be called inside a tokio runtime.
-pub fn start_with(store: &Store, settings: &Settings, exports: &Exports, resolve: impl Fn(&SecretRef) -> Result<Secret, String>) {
+/// Starts a task for each configured export. `resolve` finds a key (it may block); an export whose key is not found says so in
+/// the log and looks for it again, its events wait. Must be called inside a tokio runtime.
+pub fn start_with<R>(store: &Store, settings: &Settings, exports: &Exports, resolve: R)
+where
+    R: Fn(&SecretRef) -> Result<Secret, String> + Send + Sync + 'static,
+{
+    let resolve = Arc::new(resolve);
     for (sink, export) in destinations(settings) {
-        let started = export.api_key.as_ref().map(&resolve).transpose().and_then(|api_key| {
-            let client = outbound::client(Reach::Any, None)?;
-            let to = Destination { sink, url: url_text(&export.url), api_key, event: export.event.clone(), credit: settings.ledger.credit };
-            tokio::spawn(Exporter::new(store, client, to, exports.clone()).run());
-            Ok(())
+        let client = match outbound::client(Reach::Any, None) {
+            Ok(client) => client,
+            Err(what) => {
+                log::error!("export to {sink:?} does not run: {what}");
+                continue;
+            }
+        };
+        let find_key = export.api_key.clone().map(|reference| {
+            let resolve = resolve.clone();
+            Arc::new(move || resolve(&reference)) as FindKey
         });
-        if let Err(what) = started {
-            log::error!("export to {sink:?} does not run: {what}");
-        }
+        let to = Destination { sink, url: url_text(&export.url), event: export.event.clone(), credit: settings.ledger.credit };
+        tokio::spawn(Exporter::new(store, client, to, find_key, exports.clone()).run());
     }
 }
 

@@ -46,6 +46,8 @@ struct Billing {
     strict: bool,
     calls: usize,
     largest_batch: usize,
+    /// The keys of the calls, in order.
+    keys: Vec<String>,
 }
 
 impl Billing {
@@ -117,6 +119,9 @@ async fn answer(mut socket: TcpStream, act: Act, billing: &Mutex<Billing>) {
     billing.lock().calls += 1;
     let head = String::from_utf8_lossy(&bytes[..200.min(bytes.len())]).into_owned();
     assert!(head.starts_with("POST /api/v1/events"), "{head}");
+    let whole_head = String::from_utf8_lossy(&bytes);
+    let key = whole_head.lines().find_map(|line| line.strip_prefix("authorization: Bearer "));
+    billing.lock().keys.push(key.unwrap_or_default().to_owned());
     let (status, text, cut) = match act {
         Act::Serve => {
             let (status, text) = billing.lock().serve(&body);
@@ -173,17 +178,16 @@ fn id(index: usize) -> String {
 }
 
 fn exporter(store: &Store, sink: Sink, url: &str) -> Exporter {
+    exporter_with(store, sink, url, Arc::new(|| Ok(Secret::new(KEY.into()))))
+}
+
+fn exporter_with(store: &Store, sink: Sink, url: &str, find_key: FindKey) -> Exporter {
     // Ring, as the rest of the program; a second installation is refused and does not matter.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let to = Destination {
-        sink,
-        url: url.to_owned(),
-        api_key: Some(Secret::new(KEY.into())),
-        event: "llm_request".into(),
-        credit: Usd::parse("0.001").unwrap(),
-    };
+    let to = Destination { sink, url: url.to_owned(), event: "llm_request".into(), credit: Usd::parse("0.001").unwrap() };
     // No pooled connections: each call is one of the script's.
-    Exporter::new(store, reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap(), to, Exports::default())
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+    Exporter::new(store, client, to, Some(find_key), Exports::default())
 }
 
 /// Steps until the outbox is empty; the pauses it asked for.
@@ -321,6 +325,30 @@ async fn the_lag_and_the_way_back_of_dead_letters() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_not_there_yet_is_waited_for_and_one_that_is_refused_is_found_anew() {
+    let store = store_with(150, Sink::Lago);
+    let server = server(vec![Act::Serve, Act::Status(401), Act::Status(403)], Billing::default()).await;
+    let kept = Arc::new(Mutex::new(Err("not yet".to_owned())));
+    let find = kept.clone();
+    let find_key: FindKey = Arc::new(move || find.lock().clone().map(|key: &str| Secret::new(key.into())));
+    let mut exporter = exporter_with(&store, Sink::Lago, &server.url, find_key);
+    for _ in 0..2 {
+        assert_eq!(exporter.step().await.unwrap(), Some(KEY_INTERVAL));
+        assert_eq!((exporter.lag.pending(), exporter.waits_for_key), (150, true));
+    }
+    *kept.lock() = Ok("one");
+    assert_eq!((exporter.step().await.unwrap(), exporter.waits_for_key), (None, false));
+    // Replaced where it is kept: the old one serves until it is refused.
+    *kept.lock() = Ok("two");
+    assert!(exporter.step().await.unwrap().is_some());
+    *kept.lock() = Ok("three");
+    assert!(exporter.step().await.unwrap().is_some());
+    drain(&mut exporter).await;
+    let billing = server.billing.lock();
+    assert_eq!((billing.keys.join(" "), billing.order.len()), ("one one two three".to_owned(), 150));
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_there() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -337,7 +365,8 @@ async fn a_server_that_is_not_there() {
 async fn a_reason_is_cut_and_holds_no_key() {
     let store = store_with(1, Sink::Lago);
     let server = server(vec![Act::QuoteKey], Billing::default()).await;
-    let exporter = exporter(&store, Sink::Lago, &server.url);
+    let mut exporter = exporter(&store, Sink::Lago, &server.url);
+    assert!(exporter.has_key().await.unwrap());
     let letters = exporter.next_letters().await.unwrap();
     let expected = Answer::Later("500: bad key ***".into(), Some(Duration::from_secs(7)));
     assert_eq!(exporter.send(&letters).await, expected);
