@@ -21,13 +21,16 @@ use crate::store::{self, Store, now_ms};
 use rusqlite::params;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Events in one call: Lago's bound (`/events/batch`), a fine size for others.
 pub const BATCH_EVENTS_MAX: usize = 100;
 
 /// How often an empty outbox is looked at.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often is counted what waits, which reads the whole outbox; it is counted as well when the outbox has become empty.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The first pause after a failure; it doubles with each one in a row.
 const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
@@ -84,6 +87,10 @@ pub struct Exporter {
     waits_for_key: bool,
     exports: Exports,
     lag: Arc<Lag>,
+    /// When the lag was measured.
+    measured: Option<Instant>,
+    /// The outbox was not empty when it was looked at last.
+    had_letters: bool,
     pauses: Pauses,
 }
 
@@ -152,7 +159,19 @@ impl Exporter {
     /// before the first batch, and again once it was refused; `exports` is told how far behind it is.
     pub fn new(store: &Store, client: reqwest::Client, to: Destination, find_key: Option<FindKey>, exports: Exports) -> Exporter {
         let lag = exports.lag(to.sink).clone();
-        Exporter { store: store.clone(), client, to, find_key, key: None, waits_for_key: false, exports, lag, pauses: Pauses::default() }
+        Exporter {
+            store: store.clone(),
+            client,
+            to,
+            find_key,
+            key: None,
+            waits_for_key: false,
+            exports,
+            lag,
+            measured: None,
+            had_letters: false,
+            pauses: Pauses::default(),
+        }
     }
 
     /// Runs for ever. Cancel-safe: an event leaves the outbox only once it was acknowledged; what was sent and not yet
@@ -282,16 +301,30 @@ impl Exporter {
         text.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect()
     }
 
-    async fn next_letters(&self) -> store::Result<Vec<Letter>> {
-        let (sink, lag, exports) = (self.to.sink, self.lag.clone(), self.exports.clone());
-        self.store
-            .run(move |store| {
-                let letters = letters(store, sink)?;
-                measure(store, sink, &lag)?;
-                exports.sum();
-                Ok(letters)
-            })
-            .await
+    /// The beginning of the outbox; what waits there and is no longer in the ledger goes.
+    async fn next_letters(&mut self) -> store::Result<Vec<Letter>> {
+        let sink = self.to.sink;
+        let mut forgotten = 0;
+        let letters = loop {
+            let (letters, gone) = self.store.run(move |store| letters(store, sink)).await?;
+            if gone.is_empty() {
+                break letters;
+            }
+            forgotten += gone.len();
+            self.store.run(move |store| forget(store, &gone)).await?;
+        };
+        if forgotten > 0 {
+            log::warn!("export to {}: {forgotten} rows were deleted before they could be sent", self.to.name());
+        }
+        let now_empty = letters.is_empty() && self.had_letters;
+        self.had_letters = !letters.is_empty();
+        if now_empty || self.measured.is_none_or(|at| at.elapsed() >= MEASURE_INTERVAL) {
+            let (lag, exports) = (self.lag.clone(), self.exports.clone());
+            self.store.run(move |store| measure(store, sink, &lag)).await?;
+            exports.sum();
+            self.measured = Some(Instant::now());
+        }
+        Ok(letters)
     }
 
     /// Takes events out of the outbox; with a reason, they are dead.
@@ -350,12 +383,17 @@ impl Pauses {
 
 /// Puts the dead letters of a sink back into its outbox, once what was wrong is mended. Those whose rows retention has
 /// deleted cannot be sent any more and are forgotten. Blocking.
+///
+/// They go before all that has not been tried, in the order of the ledger: so an account's events stay in order, and an outbox
+/// begins with its oldest row, which retention relies on. Their places are below zero, where no others are, and follow from the
+/// ledger's number and the sink, so that letters that die and come back at different times are in order too.
 pub fn revive(store: &Store, sink: Sink) -> store::Result<Revived> {
     store.write(|tx| {
         // The request's id as well: the ledger gives a row's number anew once it is empty.
         let waiting = tx.execute(
-            "INSERT INTO outbox (sink, ledger_id, stored_ms) SELECT sink, ledger_id, at_ms FROM export_dead AS dead WHERE sink = ?
-             AND EXISTS (SELECT 1 FROM ledger WHERE id = dead.ledger_id AND request_id = dead.request_id) ORDER BY ledger_id",
+            "INSERT OR REPLACE INTO outbox (seq, sink, ledger_id, stored_ms)
+             SELECT (ledger_id - (1 << 60)) * 4 + sink, sink, ledger_id, at_ms FROM export_dead AS dead WHERE sink = ?
+             AND EXISTS (SELECT 1 FROM ledger WHERE id = dead.ledger_id AND request_id = dead.request_id)",
             [sink as i64],
         )?;
         let dead = tx.execute("DELETE FROM export_dead WHERE sink = ?", [sink as i64])?;
@@ -368,15 +406,33 @@ fn is_own_error(body: &str) -> bool {
     serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(body).is_ok()
 }
 
-fn letters(store: &Store, sink: Sink) -> store::Result<Vec<Letter>> {
+/// The first letters of an outbox, and the places among them whose rows are no longer in the ledger.
+fn letters(store: &Store, sink: Sink) -> store::Result<(Vec<Letter>, Vec<i64>)> {
     store.read(|connection| {
         let mut query = connection.prepare_cached(&format!(
-            "SELECT outbox.seq, ledger.id, {ROW_COLUMNS} FROM outbox JOIN ledger ON ledger.id = outbox.ledger_id
+            "SELECT outbox.seq, ledger.id, {ROW_COLUMNS} FROM outbox LEFT JOIN ledger ON ledger.id = outbox.ledger_id
              WHERE outbox.sink = ? ORDER BY outbox.seq LIMIT {BATCH_EVENTS_MAX}"
         ))?;
-        let letters =
-            query.query_map([sink as i64], |row| Ok(Letter { seq: row.get(0)?, ledger_id: row.get(1)?, row: read_row(row, 2)? }))?;
-        Ok(letters.collect::<rusqlite::Result<_>>()?)
+        let (mut letters, mut gone) = (Vec::new(), Vec::new());
+        let mut rows = query.query([sink as i64])?;
+        while let Some(row) = rows.next()? {
+            let seq = row.get(0)?;
+            match row.get(1)? {
+                Some(ledger_id) => letters.push(Letter { seq, ledger_id, row: read_row(row, 2)? }),
+                None => gone.push(seq),
+            }
+        }
+        Ok((letters, gone))
+    })
+}
+
+/// Takes these places out of the outbox.
+fn forget(store: &Store, places: &[i64]) -> store::Result<()> {
+    store.write(|tx| {
+        for seq in places {
+            tx.prepare_cached("DELETE FROM outbox WHERE seq = ?")?.execute([seq])?;
+        }
+        Ok(())
     })
 }
 

@@ -341,11 +341,52 @@ async fn a_key_that_is_not_there_yet_is_waited_for_and_one_that_is_refused_is_fo
     // Replaced where it is kept: the old one serves until it is refused.
     *kept.lock() = Ok("two");
     assert!(exporter.step().await.unwrap().is_some());
-    *kept.lock() = Ok("three");
     assert!(exporter.step().await.unwrap().is_some());
+    *kept.lock() = Ok("three");
     drain(&mut exporter).await;
     let billing = server.billing.lock();
     assert_eq!((billing.keys.join(" "), billing.order.len()), ("one one two three".to_owned(), 150));
+}
+
+#[tokio::test]
+async fn what_waits_is_not_counted_for_each_batch() {
+    let store = store_with(250, Sink::Lago);
+    let server = server(vec![], Billing::default()).await;
+    let mut exporter = exporter(&store, Sink::Lago, &server.url);
+    let mut pending = Vec::new();
+    while exporter.step().await.unwrap().is_none() {
+        pending.push(exporter.lag.pending());
+    }
+    // Unless the machine took ten seconds.
+    if exporter.measured.unwrap().elapsed() < MEASURE_INTERVAL {
+        assert_eq!(pending, [250, 250, 250]);
+    }
+    assert_eq!((exporter.lag.pending(), server.billing.lock().order.len()), (0, 250));
+}
+
+#[tokio::test]
+async fn an_outbox_stays_in_the_ledgers_order_and_what_is_gone_blocks_nothing() {
+    let store = store_with(250, Sink::Lago);
+    let outbox = || -> Vec<i64> {
+        let query = "SELECT ledger_id FROM outbox WHERE sink = 1 ORDER BY seq";
+        store.read(|connection| Ok(connection.prepare(query)?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)).unwrap()
+    };
+    let server = server(vec![], Billing { poison: vec![id(3), id(7), id(90)], ..Billing::default() }).await;
+    let mut exporter = exporter(&store, Sink::Lago, &server.url);
+    let in_order = outbox();
+    // A batch is under way while letters that died in it come back; then the rest of them die, and come back before those went.
+    let letters = exporter.next_letters().await.unwrap();
+    exporter.delivered(letters[..3].to_vec(), None).await.unwrap();
+    exporter.delivered(letters[3..8].to_vec(), Some("422".into())).await.unwrap();
+    assert_eq!(revive(&store, Sink::Lago).unwrap(), Revived { waiting: 5, gone: 0 });
+    exporter.delivered(letters[8..10].to_vec(), Some("422".into())).await.unwrap();
+    assert_eq!(revive(&store, Sink::Lago).unwrap(), Revived { waiting: 2, gone: 0 });
+    assert_eq!(outbox(), in_order[3..]);
+    // More than a batch of rows that nobody has any more.
+    store.write(|tx| Ok(tx.execute("DELETE FROM ledger WHERE id NOT IN (?, ?)", [in_order[3], in_order[249]])?)).unwrap();
+    drain(&mut exporter).await;
+    assert_eq!(server.billing.lock().order, [id(249)]);
+    assert_eq!((outbox(), dead(&store).len()), (vec![], 1));
 }
 
 #[tokio::test]

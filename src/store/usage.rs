@@ -7,10 +7,10 @@
 use crate::engine::budget::MonthIndex;
 use crate::engine::money::{Credits, Usd};
 use crate::engine::usage::{Bucket, Usage};
-use crate::store::ledger::Row;
 use crate::store::ledger::rollup::ROLLUP_SUMS;
 use crate::store::ledger::row::serialize_usage;
 use crate::store::ledger::store_rows::{ROW_COLUMNS, read_row};
+use crate::store::ledger::{Row, Sink};
 use crate::store::{self, Store, calendar};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -18,6 +18,10 @@ use std::time::Duration;
 
 /// Rows that one step of retention looks at: a few milliseconds of the database's time.
 const RETENTION_STEP_ROWS: i64 = 5000;
+
+/// The oldest row that waits for a sink: an outbox is in the order of the ledger
+/// ([`revive`](crate::export::revive) puts rows back where they were).
+const FIRST_WAITING: &str = "SELECT ledger_id FROM outbox WHERE sink = ?1 ORDER BY seq LIMIT 1";
 
 /// Days that the weekly rate looks back.
 const WEEK_DAYS: i64 = 7;
@@ -309,8 +313,12 @@ pub fn any_request(store: &Store, request_id: &str) -> store::Result<Option<Row>
 }
 
 /// Deletes rows that began before `before_ms`, oldest first, a few thousand at a time; roll-ups, balances and rows that are
-/// still to be exported or rolled up stay. Returns how many went: 0 when there is nothing left to do. Blocking.
-pub fn retire(store: &Store, before_ms: u64) -> store::Result<usize> {
+/// still to be rolled up, or exported to one of these sinks, stay. Returns how many went: 0 when there is nothing left to do.
+/// Blocking.
+///
+/// A sink that is no longer configured holds nothing back. What waits for it stays in its outbox; should it come back, it gets
+/// those rows that the ledger still has.
+pub fn retire(store: &Store, before_ms: u64, sinks: &[Sink]) -> store::Result<usize> {
     let before = i64::try_from(before_ms).unwrap_or(i64::MAX);
     let due = store.read(|connection| {
         let oldest: Option<i64> =
@@ -321,14 +329,23 @@ pub fn retire(store: &Store, before_ms: u64) -> store::Result<usize> {
         return Ok(0);
     }
     store.write(|tx| {
+        let mut waits = i64::MAX;
+        for sink in sinks {
+            let first = tx.prepare_cached(FIRST_WAITING)?.query_row([*sink as i64], |row| row.get(0)).optional()?;
+            waits = waits.min(first.unwrap_or(i64::MAX));
+        }
         let gone = tx
             .prepare_cached(
                 "DELETE FROM ledger WHERE id IN (SELECT id FROM ledger ORDER BY id LIMIT ?1) AND started_ms < ?2
-                 AND id < coalesce((SELECT min(ledger_id) FROM outbox), 9223372036854775807) AND id <= (SELECT through FROM rolling)",
+                 AND id < ?3 AND id <= (SELECT through FROM rolling)",
             )?
-            .execute(params![RETENTION_STEP_ROWS, before])?;
-        // Ids are given anew from the largest on that is left.
+            .execute(params![RETENTION_STEP_ROWS, before, waits])?;
+        // Ids are given anew from the largest on that is left: what waits under one of them would become another row.
         let last: i64 = tx.prepare_cached("SELECT coalesce(max(id), 0) FROM ledger")?.query_row([], |row| row.get(0))?;
+        let through: i64 = tx.prepare_cached("SELECT through FROM rolling")?.query_row([], |row| row.get(0))?;
+        if through > last {
+            tx.execute("DELETE FROM outbox WHERE ledger_id > ?1", [last])?;
+        }
         tx.prepare_cached("UPDATE rolling SET through = min(through, ?1), until = min(until, ?1)")?.execute([last])?;
         Ok(gone)
     })

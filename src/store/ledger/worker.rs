@@ -188,7 +188,8 @@ fn release(inner: &Inner) {
 fn retire(inner: &Inner) {
     let Some(retention) = inner.settings.retention else { return };
     let kept_ms = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX).max(crate::store::calendar::DAY_MS);
-    if let Err(error) = crate::store::usage::retire(&inner.store, crate::store::now_ms().saturating_sub(kept_ms)) {
+    let before_ms = crate::store::now_ms().saturating_sub(kept_ms);
+    if let Err(error) = crate::store::usage::retire(&inner.store, before_ms, &inner.settings.sinks) {
         log::error!("ledger: old rows cannot be deleted: {error}");
     }
 }

@@ -147,7 +147,7 @@ fn retention_takes_old_rows_and_leaves_the_sums() {
         (NOW_MS + 1, 2, 0),
         (NOW_MS + 1, 0, 0),
     ] {
-        assert_eq!((retire(&store, before_ms).unwrap(), left()), (gone, expected));
+        assert_eq!((retire(&store, before_ms, &[]).unwrap(), left()), (gone, expected));
     }
     let question = Question { by: By::Model, since: calendar::parse_since("60d", NOW_MS), ..Question::default() };
     let rows = |store: &Store| report(store, &question, NOW_MS).unwrap().total.rows;
@@ -163,7 +163,33 @@ fn retention_takes_old_rows_and_leaves_the_sums() {
     assert_eq!(rows(&store), 7);
     // What is in no roll-up yet stays, however old.
     unroll(&store);
-    assert_eq!((retire(&store, NOW_MS + 1).unwrap(), left()), (0, 1));
+    assert_eq!((retire(&store, NOW_MS + 1, &[]).unwrap(), left()), (0, 1));
+}
+
+#[test]
+fn retention_waits_for_the_sinks_that_are_configured() {
+    let store = store_with(&ROWS);
+    let outbox =
+        |rows: &str| store.write(|tx| Ok(tx.execute_batch(&format!("INSERT INTO outbox (sink, ledger_id, stored_ms) VALUES {rows}"))?));
+    // OpenMeter was removed with everything waiting; Lago lacks the last two rows.
+    outbox("(2, 1, 0), (2, 2, 0), (1, 5, 0), (2, 5, 0), (1, 6, 0), (2, 6, 0)").unwrap();
+    let count =
+        |table: &str| store.read(|connection| Ok(connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?));
+    let left = || -> (i64, i64) { (count("ledger").unwrap(), count("outbox").unwrap()) };
+    assert_eq!((retire(&store, NOW_MS + 1, &[Sink::OpenMeter, Sink::Lago]).unwrap(), left()), (0, (6, 6)));
+    assert_eq!((retire(&store, NOW_MS + 1, &[Sink::Lago]).unwrap(), left()), (4, (2, 6)));
+    // With the last row its number is free for another: nothing may wait under it.
+    assert_eq!((retire(&store, NOW_MS + 1, &[]).unwrap(), left()), (2, (0, 0)));
+}
+
+#[test]
+fn the_first_row_that_waits_is_looked_up() {
+    let plan = |connection: &Connection| {
+        let query = format!("EXPLAIN QUERY PLAN {FIRST_WAITING}");
+        Ok(connection.query_row(&query, [1], |row| row.get::<_, String>(3))?)
+    };
+    let plan = Store::in_memory().unwrap().read(plan).unwrap();
+    assert!(plan.starts_with("SEARCH outbox USING") && plan.contains("outbox_by_sink (sink=?)"), "{plan}");
 }
 
 #[test]
