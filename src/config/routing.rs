@@ -5,7 +5,9 @@
 
 mod levels;
 mod models;
-pub(super) use models::{NO_PRICE, RESERVED};
+pub(super) use models::NO_PRICE;
+#[cfg(feature = "gateway")]
+pub(super) use models::RESERVED;
 mod providers;
 mod tiers;
 

@@ -278,7 +278,8 @@ impl Exporter {
             200..=299 => Answer::Taken,
             _ if already_there => Answer::Taken,
             // The event itself: a body they cannot read, too large, or that fails their rules.
-            400 | 413 | 415 | 422 if is_own_error(&body) => Answer::Rejected(self.clean(&format!("{status}: {body}"))),
+            422 => Answer::Rejected(self.clean(&format!("{status}: {body}"))),
+            400 | 413 | 415 if is_own_error(&body) => Answer::Rejected(self.clean(&format!("{status}: {body}"))),
             // Too large for a proxy in front: one by one they may pass, and none is given up for that.
             413 if letters.len() > 1 => Answer::Rejected(String::new()),
             // The key may have been replaced where it is kept.
@@ -401,9 +402,10 @@ pub fn revive(store: &Store, sink: Sink) -> store::Result<Revived> {
     })
 }
 
-/// Whether an answer is a billing system's own error document: Lago's and OpenMeter's (RFC 7807) are JSON objects.
+/// Whether a refusal that a proxy could make as well is a billing system's own: Lago's and OpenMeter's documents (RFC 7807) are JSON objects,
+/// those of proxies are pages.
 fn is_own_error(body: &str) -> bool {
-    serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(body).is_ok()
+    body.trim().is_empty() || serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(body).is_ok()
 }
 
 /// The first letters of an outbox, and the places among them whose rows are no longer in the ledger.

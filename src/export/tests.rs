@@ -275,7 +275,7 @@ async fn an_event_that_is_never_taken_is_dead_and_the_rest_goes_on() {
 #[tokio::test]
 async fn what_stands_in_front_refuses_nothing_for_good() {
     for sink in [Sink::Lago, Sink::OpenMeter] {
-        for status in [400, 413, 415, 422] {
+        for status in [400, 413, 415] {
             let store = store_with(1, sink);
             let server = server(vec![Act::Front(status), Act::Status(status)], Billing::default()).await;
             let mut exporter = exporter(&store, sink, &server.url);
@@ -285,6 +285,11 @@ async fn what_stands_in_front_refuses_nothing_for_good() {
             assert_eq!(exporter.step().await.unwrap(), None);
             assert_eq!(dead(&store).len(), 1);
         }
+        // No proxy says this.
+        let store = store_with(1, sink);
+        let server = server(vec![Act::Front(422)], Billing::default()).await;
+        assert_eq!(exporter(&store, sink, &server.url).step().await.unwrap(), None);
+        assert_eq!(dead(&store).len(), 1);
     }
 }
 

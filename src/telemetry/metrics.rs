@@ -92,7 +92,7 @@ impl Metrics {
             streams_active: gauge("weir_streams_active", "Streams being passed on")?,
             requests_in_service: gauge("weir_requests_in_service", "Requests in service")?,
             requests_queued: gauge("weir_requests_queued", "Requests that wait for a place")?,
-            body_bytes_in_flight: gauge("weir_body_bytes_in_flight", "Bytes of request bodies held")?,
+            body_bytes_in_flight: gauge("weir_body_bytes_in_flight", "Bytes of request bodies and of whole answers held")?,
             provider_state,
             config_reloads: counters("weir_config_reloads_total", "Reloads of routing and prices by result", &["result"])?,
             config_loaded: seconds("weir_config_loaded_timestamp_seconds", "When the snapshot in use was loaded")?,
