@@ -189,8 +189,9 @@ pub unsafe extern "C" fn weir_engine_metrics(engine: *const Engine, buffer: *mut
 }
 
 /// Begins a request. Head: the path, then a line "name: value" for each header. Names with a colon before them are the proxy's own
-/// word, never to be taken from a client: ":method"; ":account"; ":tier"; ":observe: true" (others route it: count, change nothing; the step is
-/// pass); ":fixed: scheme uri body" (what the proxy cannot change after the first attempt; attempts that need it are not made).
+/// word, never to be taken from a client: ":method" (another than POST is refused); ":account"; ":tier"; ":observe: true" (others route
+/// it: count, change nothing; the step is pass); ":fixed: scheme uri body" (what the proxy cannot change after the first attempt;
+/// attempts that need it are not made).
 /// A handle is made with any code but -1 and -2.
 ///
 /// # Safety

@@ -417,6 +417,19 @@ mod tests {
         assert_eq!(reported.cost(&used, None, None), Usd(10_000_000));
         assert_eq!(reported.cost(&used, None, Some(Usd(-1))), Usd(10_000_000));
         assert_eq!(Price::new("p/m", &sheet, &[], Basis::Table).cost(&used, None, own), Usd(10_000_000));
+        // More than any request costs is a mistake.
+        assert_eq!(reported.bill(&used, None, Some(REPORTED_COST_MAX)), (REPORTED_COST_MAX, reported.id()));
+        assert_eq!(reported.bill(&used, None, Some(Usd(REPORTED_COST_MAX.0 + 1))), (Usd(10_000_000), reported.id()));
+    }
+
+    #[test]
+    fn what_was_not_told_is_not_free() {
+        let hourly = price(&[(Milliseconds, "0.36")]);
+        assert_eq!(hourly.bill(&usage(&[(Milliseconds, 1_000), (Output, 5)]), None, None).1, hourly.id());
+        assert_eq!(hourly.bill(&usage(&[(Output, 5)]), None, None), (Usd(0), UNPRICED));
+        assert_eq!(hourly.bill(&usage(&[]), None, None), (Usd(0), hourly.id()), "nothing was used");
+        let free = price(&[(Input, "0"), (Output, "0")]);
+        assert_eq!(free.bill(&usage(&[(Input, 9), (Output, 9)]), None, None), (Usd(0), free.id()));
     }
 
     #[test]

@@ -234,31 +234,30 @@ def test_a_users_base_url_leads_to_public_addresses_only(world, url):
     assert world.providers["p"].seen == []
 
 
-def test_a_users_base_url_may_name_a_host_that_is_allowed(world):
-    """[vault] base_url_hosts: such a host need not be public; the user's key goes there and nowhere else."""
+@pytest.fixture
+def elsewhere(world):
+    """A caller whose key at `p` leads to a server of its own, which is allowed though it is not public."""
     world.provider("p")
     other = world.provider("other")
     world.model("m", "p").table("tier.own", "rank = 1\nbyok = true\nown_base_url = true")
     world.weir.settings["vault"] += '\nbase_url_hosts = ["127.0.0.1"]'
-    weir = world.start()
-    world.caller = weir.key(tier="own")
-    secret, answer = give(world, "p", base_url=f"http://127.0.0.1:{world.providers['other'].port}/v1")
+    world.caller = world.start().key(tier="own")
+    world.secret, answer = give(world, "p", base_url=f"http://127.0.0.1:{other.port}/v1")
     assert answer.status == 201, answer.read()
-    answer = weir.chat(key=world.caller)
+    return world
+
+
+def test_a_users_base_url_may_name_a_host_that_is_allowed(elsewhere):
+    """[vault] base_url_hosts: such a host need not be public; the user's key goes there and nowhere else."""
+    answer = elsewhere.weir.chat(key=elsewhere.caller)
     assert (answer.status, answer.header("x-used-byok")) == (200, "true"), answer.read()
-    assert world.providers["other"].last.header("authorization") == f"Bearer {secret}"
-    assert world.providers["p"].seen == []
+    assert elsewhere.providers["other"].last.header("authorization") == f"Bearer {elsewhere.secret}"
+    assert elsewhere.providers["p"].seen == []
 
 
-def test_a_users_base_url_goes_with_the_tiers_right_to_it(world):
+def test_a_users_base_url_goes_with_the_tiers_right_to_it(elsewhere):
     """Without it the key is not used at all: its own provider is not where its owner wanted it sent."""
-    world.provider("p")
-    other = world.provider("other")
-    world.model("m", "p").table("tier.own", "rank = 1\nbyok = true\nown_base_url = true")
-    world.weir.settings["vault"] += '\nbase_url_hosts = ["127.0.0.1"]'
-    weir = world.start()
-    world.caller = weir.key(tier="own")
-    give(world, "p", base_url=f"http://127.0.0.1:{other.port}/v1")
+    world, weir, other = elsewhere, elsewhere.weir, elsewhere.providers["other"]
     assert weir.chat(key=world.caller).header("x-used-byok") == "true"
     world.table("tier.own", "rank = 1\nbyok = true")
     weir.swap("routing.toml", world.routing())

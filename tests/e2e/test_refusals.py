@@ -339,6 +339,10 @@ def test_a_refused_row_says_what_was_asked(tiers):
         # A name that means nothing here may be anything, a key too.
         asked = model if status == 402 else ""
         assert (answer.status, row["end"], row["asked_model"], row["level"], row["idempotency_key"]) == (status, "refused", asked, level, "k-1")
+    # Longer than an idempotency key may be: it is none.
+    for length, kept in [(255, "k" * 255), (256, None)]:
+        answer = weir.chat("nothing-like-it", headers=[("Idempotency-Key", "k" * length)])
+        assert weir.row_of(answer)["idempotency_key"] == kept
 
 
 @pytest.mark.parametrize("body,field", [
