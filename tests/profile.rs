@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 const RELEASE: &[&str] = &["--crate-name", "weir", "-C", "opt-level=3", "src/main.rs"];
 
@@ -23,6 +24,9 @@ fn install(folder: &Path, version: &str) -> (PathBuf, PathBuf) {
 
 /// What the compiler is given beyond `arguments`.
 fn added(version: &str, mode: Option<&str>, arguments: &[&str]) -> String {
+    /// One at a time: a process that starts while another thread writes a program has it open, and it cannot be run ("Text file busy").
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
     let (wrapper, compiler) = install(folder.path(), version);
     let mut command = Command::new(wrapper);
